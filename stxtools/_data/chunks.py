@@ -15,10 +15,10 @@ from scipy import sparse
 
 from stxtools._settings import settings
 from stxtools._spatial.matrices import row_view
-from stxtools._types import Floats, Ints
+from stxtools._types import Csr, Floats, Ints
 
 T = TypeVar("T")
-ChunkFunction = Callable[[sparse.csr_matrix, slice], T]  # of a read-only chunk and its rows
+ChunkFunction = Callable[[Csr, slice], T]  # of a read-only chunk and its rows
 
 MAX_PENDING = 8  # results of dask chunks that are held at a time
 _LOG_MAX = 30.0  # log1p of 1e13: no log-normalised matrix holds more
@@ -41,7 +41,7 @@ def is_backed(matrix: Any) -> bool:
     return is_out_of_core(matrix) and not is_dask(matrix)
 
 
-def to_csr(matrix: Any) -> sparse.csr_matrix:
+def to_csr(matrix: Any) -> Csr:
     """Return ``matrix`` in memory as canonical CSR, checked to be finite; it shares data if possible."""
     if hasattr(matrix, "to_memory"):  # backed
         matrix = matrix.to_memory()
@@ -112,8 +112,8 @@ def _map_dask_chunks(matrix: Any, function: ChunkFunction[T], max_pending: int |
         dask.delayed(_apply)(shared, block, slice(end - size, end))
         for block, size, end in zip(matrix.to_delayed().ravel(), matrix.chunks[0], ends, strict=True)
     ]
-    step = len(tasks) if max_pending is None else max_pending
-    for start in range(0, len(tasks), max(step, 1)):
+    step = max_pending or len(tasks)
+    for start in range(0, len(tasks), step):
         yield from dask.compute(*tasks[start : start + step])
 
 
@@ -153,7 +153,7 @@ class MatrixSummary(NamedTuple):
         return "linear" if self.maximum > _LOG_MAX else "log"
 
 
-def _summarize(chunk: sparse.csr_matrix, rows: slice) -> MatrixSummary:
+def _summarize(chunk: Csr, rows: slice) -> MatrixSummary:
     data = chunk.data
     minimum, maximum = (data.min(), data.max()) if data.size else (0, 0)
     integers = data.dtype.kind in "iu" or np.array_equal(data, np.rint(data))

@@ -18,7 +18,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._progress import stage
 from stxtools._settings import settings
-from stxtools._types import Ints
+from stxtools._types import Csr, Ints
 from stxtools._warn import warn
 from stxtools.models.ensemble.gene_means import GeneSection
 
@@ -116,11 +116,11 @@ class Expression:
         drawn = np.random.default_rng(seed).permutation(n_obs)[: int(share * n_obs)]
         return np.sort(np.argsort(np.asarray(self._obs_names, dtype=str), kind="stable")[drawn])
 
-    def sample(self, seed: int) -> sparse.csr_matrix:
+    def sample(self, seed: int) -> Csr:
         """Return the expression of :meth:`sample_rows`."""
         sampled = self.sample_rows(seed)
 
-        def select(chunk: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+        def select(chunk: Csr, rows: slice) -> Csr:
             first, last = np.searchsorted(sampled, [rows.start, rows.stop])
             return chunk if last - first == chunk.shape[0] else chunk[sampled[first:last] - rows.start]
 
@@ -182,13 +182,13 @@ def log_chunks(
     target = median_depth(read.summary.depth) if target_sum is None else target_sum
     scale = read.scale  # workers get the scale, not the whole expression
 
-    def on_logs(chunk: sparse.csr_matrix, rows: slice) -> T:
+    def on_logs(chunk: Csr, rows: slice) -> T:
         return function(log_normalize(chunk, scale, target_sum=target), rows)
 
     yield from map_row_chunks(read.matrix, on_logs, max_pending=max_pending)
 
 
-def log_matrix(read: Expression, genes: Any = slice(None)) -> sparse.csr_matrix:
+def log_matrix(read: Expression, genes: Any = slice(None)) -> Csr:
     """Return log expression of ``genes`` (default: all) in memory."""
     parts = log_chunks(read, lambda logged, rows: logged[:, genes])
     return sparse.csr_matrix(sparse.vstack(list(parts), "csr"))
@@ -206,14 +206,14 @@ class GeneBlocks:
         self.depth = None if read.scale == "log" else read.summary.depth
         self.n_genes = read.summary.n_genes
 
-    def block(self, genes: slice) -> sparse.csr_matrix:
+    def block(self, genes: slice) -> Csr:
         """Return read-only log expression of ``genes`` for all observations."""
         if is_out_of_core(self.read.matrix):
             return log_matrix(self.read, genes)
         part = self.read.matrix if genes == slice(0, self.shape[1]) else self.read.matrix[:, genes]
         return log_normalize(part, self.read.scale, library_size=self.read.summary.depth)
 
-    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
         """Yield log expression of ``genes`` (default: all) by chunks of rows."""
         every = genes is None or len(genes) == self.shape[1]
         yield from log_chunks(
@@ -230,4 +230,4 @@ def gene_slices(n_values: Ints, max_values: float) -> list[slice]:
         stop = max(start + 1, int(np.searchsorted(ends, before + max_values, side="right")))
         out.append(slice(start, stop))
         start, before = stop, float(ends[stop - 1])
-    return out or [slice(0, 0)]
+    return out

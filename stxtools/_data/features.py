@@ -16,7 +16,7 @@ from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._progress import stage
 from stxtools._spatial.matrices import leading_axes
-from stxtools._types import Floats32, Ints
+from stxtools._types import Csr, Floats32, Ints
 from stxtools._warn import warn
 from stxtools.models._projection import GeneProjection
 from stxtools.models.ensemble.gene_means import GeneSection
@@ -248,7 +248,7 @@ class TissueInput:
 
     values: Floats32  # features of the observations
     record: dict[str, Any]  # entries of ``params``
-    genes: sparse.csr_matrix | None = None  # log expression that is read besides the features
+    genes: Csr | None = None  # log expression that is read besides the features
     named: tuple[Expression, Sequence[str], Ints | None] | None = None  # expression, names and genes read by name
     labels: Mapping[str, Ints] = field(default_factory=dict)
     targets: Floats32 | None = None  # log expression to predict

@@ -9,7 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._types import Ints
+from stxtools._types import Csr, Ints
 
 from .chunks import MatrixSummary, to_csr
 from .expression import stored_matrix
@@ -63,9 +63,7 @@ def noised_copy(adata: AnnData, values: Any, *, kind: str, use_rep: str | None) 
     return target
 
 
-def thin_counts(
-    counts: sparse.csr_matrix, fraction: float, rng: np.random.Generator, order: Ints
-) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+def thin_counts(counts: Csr, fraction: float, rng: np.random.Generator, order: Ints) -> tuple[Csr, Csr]:
     """Split counts into two parts that add up to them.
 
     Every molecule goes to the first part with probability ``fraction``. The parts of Poisson counts are independent
@@ -73,29 +71,23 @@ def thin_counts(
     correlation is ``a * m / sqrt((1 / f + a * m) * (1 / (1 - f) + a * m))``, f the fraction. Rows are drawn in
     ``order``.
     """
-    counts = sparse.csr_matrix(counts)
-    if not counts.has_canonical_format or not counts.data.all():  # draws must not depend on how values are stored
-        counts = counts.copy()
-        counts.sum_duplicates()
-        counts.eliminate_zeros()
-    if counts.nnz and (counts.data.min() < 0 or counts.data.max() > _MAX_COUNT):
+    counts = counts.copy()
+    counts.eliminate_zeros()  # draws must not depend on how values are stored
+    if counts.nnz and counts.data.max() > _MAX_COUNT:
         raise ValueError(
-            f"The expression holds values from {counts.data.min():g} to {counts.data.max():g}; only counts between 0 "
-            f"and {_MAX_COUNT:g} can be split."
+            f"The expression has counts of up to {counts.data.max():g}; only counts up to {_MAX_COUNT:g} can be split."
         )
     drawn = counts[order]
     drawn.data = rng.binomial(drawn.data.astype(np.int64), fraction)
-    first, second = counts.copy(), counts.copy()
+    first = counts.copy()
     first.data = drawn[np.argsort(order)].data.astype(counts.dtype)
-    second.data -= first.data
+    counts.data -= first.data
     first.eliminate_zeros()
-    second.eliminate_zeros()
-    return first, second
+    counts.eliminate_zeros()
+    return first, counts
 
 
-def _gaussian(
-    matrix: sparse.csr_matrix, level: float, rng: np.random.Generator, *, integers: bool
-) -> sparse.csr_matrix:
+def _gaussian(matrix: Csr, level: float, rng: np.random.Generator, *, integers: bool) -> Csr:
     n, n_vars = matrix.shape
     mean = np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel()
     square = np.bincount(matrix.indices, weights=matrix.data.astype(np.float64) ** 2, minlength=n_vars) / n
@@ -112,7 +104,7 @@ def _gaussian(
     return matrix
 
 
-def _thin_and_refill(matrix: sparse.csr_matrix, level: float, rng: np.random.Generator) -> sparse.csr_matrix:
+def _thin_and_refill(matrix: Csr, level: float, rng: np.random.Generator) -> Csr:
     """Remove molecules with probability ``level`` and replace them by random ones from the overall gene shares."""
     cumulative = np.cumsum(np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel())
     if matrix.nnz and matrix.data.max() >= 2**62:

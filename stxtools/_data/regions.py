@@ -13,7 +13,8 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._slots import Slots, categorical
-from stxtools._types import Array, Floats32, Ints
+from stxtools._spatial.raster import split_rows
+from stxtools._types import Array, Csr, Floats32, Ints
 from stxtools._validate import check_in, libraries, listing, stored_library_key
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.models.tissuenet.inputs import RegionSection, region_means
@@ -61,6 +62,7 @@ class Regions:
                 )
         self.library = np.zeros(len(self), dtype=np.int64)
         self.library[self.region[known]] = self.where.libs.codes[known]
+        self.parts = split_rows(self.library, len(self.where.libs))  # regions of every section
         if expected is not None:
             libs = self.where.libs
             n_pairs = np.unique(np.stack([expected.codes, libs.codes]), axis=1).shape[1]
@@ -75,10 +77,6 @@ class Regions:
     def __len__(self) -> int:
         return len(self.names)
 
-    def rows(self, index: int) -> Ints:
-        """Regions of section ``index``."""
-        return np.flatnonzero(self.library == index)
-
     def to_obs(self, values: Array) -> Floats32:
         """Return values of the regions at their observations, NaN outside any region."""
         out = np.full((len(self.region), *values.shape[1:]), np.nan, dtype=np.float32)
@@ -89,8 +87,8 @@ class Regions:
     def join(self, parts: Sequence[Array]) -> Floats32:
         """Concatenate values of the regions of every section in the order of the regions."""
         out = np.empty((len(self), *parts[0].shape[1:]), dtype=np.float32)
-        for i, part in enumerate(parts):
-            out[self.rows(i)] = part
+        for rows, part in zip(self.parts, parts, strict=True):
+            out[rows] = part
         return out
 
 
@@ -101,14 +99,14 @@ def node_features(values: Floats32, regions: Regions) -> Floats32:
 
 def region_sections(
     values: Floats32, regions: Regions, labels: Mapping[str, Ints] | None = None, *,
-    nodes: Floats32 | None = None, genes: sparse.csr_matrix | None = None,
+    nodes: Floats32 | None = None, genes: Csr | None = None,
     expression: Floats32 | None = None, by_name: Sequence[GeneSection] | None = None,
 ) -> list[RegionSection]:  # fmt: skip
     """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`."""
     nodes = node_features(values, regions) if nodes is None else nodes
     out = []
     for i, section in enumerate(make_sections(values, regions.where)):
-        obs, rows = regions.where.parts[i], regions.rows(i)
+        obs, rows = regions.where.parts[i], regions.parts[i]
         local = np.full(len(regions) + 1, -1, dtype=np.int64)
         local[rows] = np.arange(len(rows))
         out.append(RegionSection(
@@ -131,9 +129,9 @@ def graph_slots(
     call: str, regions_key: str, predictions: Sequence[Any], regions: Regions
 ) -> tuple[Slots, pd.DataFrame]:
     """Return slots with embeddings and attention of regions and observations, and a table of section embeddings."""
-    edges, rows = [p.attention.tocoo() for p in predictions], [regions.rows(i) for i in range(len(predictions))]
-    target = np.concatenate([index[coo.row] for index, coo in zip(rows, edges, strict=True)])
-    source = np.concatenate([index[coo.col] for index, coo in zip(rows, edges, strict=True)])
+    edges = [p.attention.tocoo() for p in predictions]
+    target = np.concatenate([rows[coo.row] for rows, coo in zip(regions.parts, edges, strict=True)])
+    source = np.concatenate([rows[coo.col] for rows, coo in zip(regions.parts, edges, strict=True)])
     values = np.concatenate([coo.data for coo in edges])
     attention = sparse.csr_matrix((values, (target, source)), shape=(len(regions), len(regions)), dtype=np.float32)
     others = target != source  # mean attention that a region receives from its neighbours

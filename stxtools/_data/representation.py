@@ -14,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from stxtools import _keys
 from stxtools._spatial.matrices import column_moments, column_sums, row_view, signed
-from stxtools._types import Array, Floats, Floats32, Ints, Reals
+from stxtools._types import Array, Csr, Floats, Floats32, Ints, Reals
 from stxtools._validate import check_in
 from stxtools.models._projection import GeneProjection
 
@@ -33,8 +33,8 @@ _TARGET_SUM = 1e4  # scanpy's other usual depth
 
 
 def log_normalize(
-    matrix: sparse.csr_matrix, scale: str, *, library_size: Array | None = None, target_sum: float | None = None
-) -> sparse.csr_matrix:
+    matrix: Csr, scale: str, *, library_size: Array | None = None, target_sum: float | None = None
+) -> Csr:
     """Return log1p of depth-normalised expression (float32), read-only: it shares the indices of ``matrix``."""
     data = matrix.data.astype(np.float32)
     if scale not in ("log", "scaled"):
@@ -57,9 +57,7 @@ def median_depth(depth: Array) -> float:
     return float(np.median(positive)) if positive.size else 1.0
 
 
-def select_genes(
-    matrix: sparse.csr_matrix, scale: str, n_top_genes: int = N_TOP_GENES, batch: Ints | None = None
-) -> Ints:
+def select_genes(matrix: Csr, scale: str, n_top_genes: int = N_TOP_GENES, batch: Ints | None = None) -> Ints:
     """Return indices of the genes to use: all of a small panel, else the most variable ones, as scanpy defines them."""
     n_cells = np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1])
     expressed = np.flatnonzero(n_cells >= min(3, matrix.shape[0]))
@@ -75,7 +73,7 @@ def select_genes(
     return expressed[_variable_logs(parts, scale, n_top_genes)]
 
 
-def _variable_logs(parts: list[sparse.csr_matrix], scale: str, n_top_genes: int) -> Ints:
+def _variable_logs(parts: list[Csr], scale: str, n_top_genes: int) -> Ints:
     """Return the genes of largest dispersion (``seurat``)."""
     import scanpy as sc
 
@@ -85,7 +83,7 @@ def _variable_logs(parts: list[sparse.csr_matrix], scale: str, n_top_genes: int)
     return np.flatnonzero(logged.var["highly_variable"])
 
 
-def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> Ints:
+def _variable_counts(parts: list[Csr], n_top_genes: int) -> Ints:
     """Return the genes of largest standardised variance (``seurat_v3``), without the slow import of scanpy."""
     variance = np.stack([_standardised_variance(part) for part in parts])
     rank = np.argsort(np.argsort(-variance, axis=1), axis=1).astype(np.float32)
@@ -94,7 +92,7 @@ def _variable_counts(parts: list[sparse.csr_matrix], n_top_genes: int) -> Ints:
     return np.sort(table.sort_values(["rank", "n_missing"]).index[:n_top_genes].to_numpy())
 
 
-def _standardised_variance(counts: sparse.csr_matrix) -> Floats:
+def _standardised_variance(counts: Csr) -> Floats:
     """Return the variance of each gene relative to a loess of it on the mean, or itself if few genes vary."""
     n = counts.shape[0]
     mean, variance = column_moments(counts)
@@ -120,14 +118,14 @@ def _loess(x: Floats, y: Floats) -> Floats:
     raise ValueError("The variable genes cannot be determined: too many share a mean; name a `use_rep`.")
 
 
-def residual_variance(logged: sparse.csr_matrix, mean: Floats, values: Reals) -> float:
+def residual_variance(logged: Csr, mean: Floats, values: Reals) -> float:
     """Return the mean variance per gene that the components do not explain."""
     total = float(logged.data @ logged.data) / logged.shape[0] - float(mean @ mean)
     return max(total - float(np.square(values).mean(axis=0).sum()), 0.0) / logged.shape[1]
 
 
 def principal_axes(
-    matrix: sparse.csr_matrix, n_comps: int, *, random_state: int = 0, dtype: Any = np.float64
+    matrix: Csr, n_comps: int, *, random_state: int = 0, dtype: Any = np.float64
 ) -> tuple[Floats, Floats]:
     """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix."""
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
@@ -136,7 +134,7 @@ def principal_axes(
     return axes_of_rows(blocks, matrix.shape, n_comps)
 
 
-def _axes_by_lanczos(matrix: sparse.csr_matrix, n_comps: int, random_state: int) -> tuple[Floats, Floats]:
+def _axes_by_lanczos(matrix: Csr, n_comps: int, random_state: int) -> tuple[Floats, Floats]:
     """Return mean and principal axes as scikit-learn's PCA, without its slow import."""
     mean, transposed = np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel().astype(matrix.dtype), matrix.T
     centred = LinearOperator(
@@ -150,7 +148,7 @@ def _axes_by_lanczos(matrix: sparse.csr_matrix, n_comps: int, random_state: int)
     return mean.astype(np.float64), signed(axes)
 
 
-def axes_of_rows(blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int], n_comps: int) -> tuple[Floats, Floats]:
+def axes_of_rows(blocks: Iterable[Csr], shape: tuple[int, int], n_comps: int) -> tuple[Floats, Floats]:
     """Return mean and principal axes from the covariance of a matrix given in blocks of rows."""
     from stxtools._spatial.kernels import add_products, symmetric
 
@@ -191,7 +189,7 @@ def stored_representation(adata: AnnData, use_rep: str) -> Floats32:
     return array
 
 
-def stored_projection(adata: AnnData, values: Floats32, matrix: sparse.csr_matrix, scale: str) -> GeneProjection | None:
+def stored_projection(adata: AnnData, values: Floats32, matrix: Csr, scale: str) -> GeneProjection | None:
     """Return the linear map from log expression that reproduces the ``values`` of a stored PCA, if there is one."""
     centre = values.mean(axis=0, dtype=np.float64)
     centred = values - centre
@@ -227,7 +225,7 @@ def _gene_sets(adata: AnnData, n_comps: int) -> list[Ints]:
     return sets
 
 
-def _log_candidates(adata: AnnData, matrix: sparse.csr_matrix, scale: str) -> Iterator[tuple[sparse.csr_matrix, float]]:
+def _log_candidates(adata: AnnData, matrix: Csr, scale: str) -> Iterator[tuple[Csr, float]]:
     """Yield log expression that the PCA may have used, and the depth to which counts were normalised for it."""
     if scale == "log":
         yield matrix, _depth_of_logs(matrix)
@@ -241,7 +239,7 @@ def _log_candidates(adata: AnnData, matrix: sparse.csr_matrix, scale: str) -> It
 def _depth_of_logs(matrix: Any) -> float:
     """Return the median depth before the logarithm."""
 
-    def depth(chunk: sparse.csr_matrix, _: slice) -> Floats:
+    def depth(chunk: Csr, _: slice) -> Floats:
         linear = chunk.astype(np.float64)
         linear.data = np.expm1(np.minimum(linear.data, 50.0))
         return np.asarray(linear.sum(axis=1)).ravel()
@@ -249,10 +247,10 @@ def _depth_of_logs(matrix: Any) -> float:
     return median_depth(np.concatenate(list(map_row_chunks(matrix, depth))))
 
 
-def _moments(logged: sparse.csr_matrix, genes: Ints, scores: Floats) -> tuple[Floats, Floats, Floats]:
+def _moments(logged: Csr, genes: Ints, scores: Floats) -> tuple[Floats, Floats, Floats]:
     """Return mean and standard deviation of ``genes``, and their regression on centred ``scores``."""
 
-    def sums(chunk: sparse.csr_matrix, rows: slice) -> tuple[Any, ...]:
+    def sums(chunk: Csr, rows: slice) -> tuple[Any, ...]:
         part = chunk[:, genes].astype(np.float64)
         return part.sum(axis=0), part.multiply(part).sum(axis=0), part.T @ scores[rows]
 
@@ -262,6 +260,6 @@ def _moments(logged: sparse.csr_matrix, genes: Ints, scores: Floats) -> tuple[Fl
     return mean, np.sqrt(np.maximum(square - mean**2, 0.0)), regression
 
 
-def _scores(logged: sparse.csr_matrix, genes: Ints, components: Floats) -> Floats:
+def _scores(logged: Csr, genes: Ints, components: Floats) -> Floats:
     parts = map_row_chunks(logged, lambda chunk, _: chunk[:, genes].astype(np.float64) @ components)
     return np.concatenate(list(parts))

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
-from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_key
@@ -22,7 +21,7 @@ from stxtools._spatial.mask import REACH, REACH_SCATTERED, Frame, outlines
 from stxtools._spatial.points import typical_spacing
 from stxtools._spatial.raster import Pixels, RasterGrid, rasterize_libraries, split_rows
 from stxtools._spatial.triangulation import Mesh
-from stxtools._types import Array, Floats, Floats32, Ints
+from stxtools._types import Array, Csr, Floats, Floats32, Ints
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing, spatial_entry
 from stxtools.models._section import Section
 
@@ -83,7 +82,7 @@ class Geometry:
         return self._cache[lattices]
 
     @cached_property
-    def graph(self) -> sparse.csr_matrix:
+    def graph(self) -> Csr:
         """Distances between spatial neighbours, (n, n)."""
         return spatial_graph(self.xy, self.libs.codes, self.pixels, self.grids, self.meshes)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components, dijkstra
 
-from stxtools._types import Floats, Ints
+from stxtools._types import Csr, Floats, Ints
 
 _BLOCKS_PER_PART = 8
 
@@ -50,7 +50,7 @@ class Subgraph(NamedTuple):
     edges: Any  # (2, E) source and target, as indices into ``nodes``
 
 
-def subgraphs(graph: sparse.csr_matrix, xy: Floats, max_size: int, hops: int) -> Iterator[Subgraph]:
+def subgraphs(graph: Csr, xy: Floats, max_size: int, hops: int) -> Iterator[Subgraph]:
     """Partition a symmetric graph into cores of at most ``max_size`` nodes, each with a halo of ``hops`` steps.
 
     Message passing over ``hops`` layers gives a core the same result as on the whole graph: a halo node at distance k
@@ -74,7 +74,7 @@ def _n_blocks(n: int, max_size: int) -> int:
         n_blocks += 1
 
 
-def _with_halo(graph: sparse.csr_matrix, core: Ints, hops: int) -> Subgraph:
+def _with_halo(graph: Csr, core: Ints, hops: int) -> Subgraph:
     inside = np.zeros(graph.shape[0], dtype=bool)
     inside[core] = True
     rings = [core]
@@ -88,7 +88,7 @@ def _with_halo(graph: sparse.csr_matrix, core: Ints, hops: int) -> Subgraph:
     return Subgraph(nodes, (len(core), int(local.indptr[len(core)])), np.stack([source, target]).astype(np.int64))
 
 
-def bounded_components(graph: sparse.csr_matrix, max_size: int, rng: np.random.Generator) -> Ints:
+def bounded_components(graph: Csr, max_size: int, rng: np.random.Generator) -> Ints:
     """Return connected components, those of more than ``max_size`` nodes cut into connected parts below it."""
     labels, rows, n_labels = np.empty(graph.shape[0], dtype=np.int64), np.arange(graph.shape[0]), 0
     while True:
@@ -105,9 +105,7 @@ def bounded_components(graph: sparse.csr_matrix, max_size: int, rng: np.random.G
         graph = sparse.csr_matrix((coo.data[same], (coo.row[same], coo.col[same])), shape=graph.shape)
 
 
-def _voronoi(
-    graph: sparse.csr_matrix, component: NDArray[np.int32], size: Ints, max_size: int, rng: np.random.Generator
-) -> Ints:
+def _voronoi(graph: Csr, component: NDArray[np.int32], size: Ints, max_size: int, rng: np.random.Generator) -> Ints:
     """Return the nearest seed along the graph for each node; every component gets at least two random seeds."""
     order = np.lexsort((rng.random(len(component)), component))
     _, first, index = np.unique(component[order], return_index=True, return_inverse=True)
@@ -119,12 +117,12 @@ def _voronoi(
     return nearest
 
 
-def _nearest_seed(graph: sparse.csr_matrix, seeds: Ints) -> Ints:
+def _nearest_seed(graph: Csr, seeds: Ints) -> Ints:
     _, _, source = dijkstra(graph, directed=False, indices=seeds, min_only=True, return_predecessors=True)
     return source.astype(np.int64)
 
 
-def _centres(graph: sparse.csr_matrix, cell: Ints) -> Ints:
+def _centres(graph: Csr, cell: Ints) -> Ints:
     """Return the node of each cell that is most steps away from the cell's boundary."""
     coo = graph.tocoo()
     boundary = np.flatnonzero(np.bincount(coo.row[cell[coo.row] != cell[coo.col]]))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from stxtools._types import Array, Floats, Ints
+from stxtools._types import Array, Csr, Floats, Ints
 
 from .raster import Pixels, RasterGrid, split_rows
 from .triangulation import Mesh, triangulate
@@ -27,7 +27,7 @@ def section_meshes(xy: Floats, codes: Ints, grids: Grids) -> list[Mesh | None]:
     ]
 
 
-def spatial_graph(xy: Floats, codes: Ints, pixels: Pixels, grids: Grids, meshes: Meshes) -> sparse.csr_matrix:
+def spatial_graph(xy: Floats, codes: Ints, pixels: Pixels, grids: Grids, meshes: Meshes) -> Csr:
     """Return the distances between neighbours (n x n, symmetric, no stored zero, no edge between sections)."""
     edges = []
     for rows, grid, mesh in zip(split_rows(codes, len(grids)), grids, meshes, strict=True):
@@ -41,7 +41,7 @@ def spatial_graph(xy: Floats, codes: Ints, pixels: Pixels, grids: Grids, meshes:
     return _symmetric(edges, len(xy))
 
 
-def contact_lengths(graph: sparse.csr_matrix, codes: Ints, grids: Grids, meshes: Meshes) -> sparse.csr_matrix:
+def contact_lengths(graph: Csr, codes: Ints, grids: Grids, meshes: Meshes) -> Csr:
     """Return the length of the border between neighbours, with the sparsity pattern of ``graph``."""
     row = np.repeat(np.arange(len(codes)), np.diff(graph.indptr))
     lattice_contact = [grid.pixel_size / (np.sqrt(3) if grid.lattice == "hex" else 1.0) for grid in grids]
@@ -67,7 +67,7 @@ def observation_area(codes: Ints, grids: Grids, meshes: Meshes) -> Floats:
     return area
 
 
-def neighbour_mean(graph: sparse.csr_matrix, values: Array, rounds: int = 1) -> Array:
+def neighbour_mean(graph: Csr, values: Array, rounds: int = 1) -> Array:
     """Average ``values`` (n, d) over each observation and its neighbours, ``rounds`` times."""
     out = np.asarray(values)
     weight = averaging_matrix(graph, out.dtype)
@@ -76,7 +76,7 @@ def neighbour_mean(graph: sparse.csr_matrix, values: Array, rounds: int = 1) -> 
     return np.asarray(out, dtype=weight.dtype)
 
 
-def averaging_matrix(graph: sparse.csr_matrix, dtype: Any = np.float64) -> sparse.csr_matrix:
+def averaging_matrix(graph: Csr, dtype: Any = np.float64) -> Csr:
     """Return the row-normalised adjacency matrix with self-loops: float32 where ``dtype`` is, else float64."""
     dtype = np.float32 if dtype == np.float32 else np.float64
     n = graph.shape[0]
@@ -120,7 +120,7 @@ def _scattered_edges(mesh: Mesh) -> tuple[Ints, Ints, Floats, Floats]:
     return i, j, length, contact
 
 
-def _symmetric(edges: Sequence[tuple[Array, ...]], n: int) -> sparse.csr_matrix:
+def _symmetric(edges: Sequence[tuple[Array, ...]], n: int) -> Csr:
     """Return the symmetric (n, n) matrix of edges (i, j, value), each given once."""
     i, j, values = (np.concatenate(column) for column in zip(*edges, strict=True))
     out = sparse.coo_matrix((np.r_[values, values], (np.r_[i, j], np.r_[j, i])), shape=(n, n)).tocsr()

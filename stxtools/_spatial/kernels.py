@@ -6,15 +6,14 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy import sparse
 
-from stxtools._types import Floats
+from stxtools._types import Csr, Floats
 
 BITS = 64  # labels per word
 _DENSE = 0.25  # share of stored entries above which a dense product is faster
 
 
-def add_products(block: sparse.csr_matrix, out: Floats) -> None:
+def add_products(block: Csr, out: Floats) -> None:
     """Add the upper triangle of ``block' block`` to ``out``, computed and summed in float64."""
     if block.nnz > _DENSE * np.prod(block.shape):
         dense = block.toarray().astype(np.float64, copy=False)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from stxtools._types import Floats
+from stxtools._types import Csr, Floats
 
 _CHUNK = 2**22  # stored values that are summed at a time
 
 
-def row_view(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+def row_view(matrix: Csr, rows: slice) -> Csr:
     """Return consecutive rows as a read-only view that shares the memory of the matrix."""
     start, stop, _ = rows.indices(matrix.shape[0])
     ends = matrix.indptr[start : stop + 1]
@@ -22,9 +22,9 @@ def row_view(matrix: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
     return sparse.csr_matrix(arrays, shape=(stop - start, matrix.shape[1]))
 
 
-def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[sparse.csr_matrix]:
+def equal_blocks(pieces: Iterator[Csr], size: int) -> Iterator[Csr]:
     """Yield the rows of ``pieces`` in blocks of ``size`` rows; the last one may be smaller."""
-    held: list[sparse.csr_matrix] = []
+    held: list[Csr] = []
     n = 0
     for piece in pieces:
         start = 0
@@ -39,7 +39,7 @@ def equal_blocks(pieces: Iterator[sparse.csr_matrix], size: int) -> Iterator[spa
         yield held[0] if len(held) == 1 else sparse.vstack(held, format="csr")
 
 
-def column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> Floats:
+def column_sums(matrix: Csr, of: Callable[[Any, Any], Any]) -> Floats:
     """Return the sum of ``of(values, columns)`` over each column, in float64."""
     total = np.zeros(matrix.shape[1])
     for start in range(0, matrix.nnz, _CHUNK):
@@ -49,7 +49,7 @@ def column_sums(matrix: sparse.csr_matrix, of: Callable[[Any, Any], Any]) -> Flo
     return total
 
 
-def column_moments(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
+def column_moments(matrix: Csr) -> tuple[Floats, Floats]:
     """Return mean and variance of each column."""
     mean = column_sums(matrix, lambda x, _: x) / matrix.shape[0]
     square = column_sums(matrix, lambda x, _: x**2) / matrix.shape[0]

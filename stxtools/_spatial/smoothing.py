@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from stxtools._types import Floats, Floats32, Ints, Reals
+from stxtools._types import Csr, Floats, Floats32, Ints, Reals
 
 from .graph import neighbour_mean
 
@@ -21,7 +21,7 @@ _DENSE_COLUMNS = 256  # at a time, so that they stay in the processor's cache
 _DENSE_VALUES = 2**25  # at a time
 
 
-def averages(near: NDArray[np.integer], n: int, weight: Reals | None = None) -> sparse.csr_matrix:
+def averages(near: NDArray[np.integer], n: int, weight: Reals | None = None) -> Csr:
     """Return the matrix (m, n) that averages, equally or by ``weight``, the observations in each row of ``near``."""
     m, size = near.shape
     data = np.full(near.size, 1 / size, np.float32) if weight is None else weight.ravel()
@@ -38,7 +38,7 @@ def nearest(xy: Floats, size: int, rows: Ints | None = None) -> NDArray[np.int32
     return np.concatenate(parts).reshape(-1, size)
 
 
-def dense_means(near: NDArray[np.integer], values: sparse.csr_matrix) -> Floats32:
+def dense_means(near: NDArray[np.integer], values: Csr) -> Floats32:
     """Return means of sparse ``values`` (n, d), (m, d): few are 0, so that dense columns are four times as fast."""
     used, index = np.unique(near, return_inverse=True)
     mean, values = averages(index.reshape(near.shape), len(used)), values[used].tocsc()
@@ -62,7 +62,7 @@ class Neighbourhoods:
         """Mean over the nearest ``size`` observations, itself included, (m, d)."""
         return np.asarray(averages(self.near[:, :size], len(self.features)) @ self.features)
 
-    def edge_preserving_means(self, graph: sparse.csr_matrix, tolerances: Sequence[float]) -> dict[float, Floats32]:
+    def edge_preserving_means(self, graph: Csr, tolerances: Sequence[float]) -> dict[float, Floats32]:
         r"""Means over those near observations that are similar in the guide (features averaged on ``graph``), (m, d).
 
         A joint bilateral filter with a flat spatial kernel (Tomasi and Manduchi 1998; Petschnigg et al. 2004):

@@ -23,7 +23,7 @@ from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.matrices import column_moments
-from stxtools._types import Floats, Floats32
+from stxtools._types import Csr, Floats, Floats32
 from stxtools._validate import check_adata, check_bool, check_int, check_number, check_seed, libraries
 
 
@@ -156,7 +156,7 @@ def _log_normalize_block(block: Any, depth: Floats, target: float) -> Any:
 
 
 def _pca(
-    logged: sparse.csr_matrix, n_comps: int, scale: bool, random_state: int
+    logged: Csr, n_comps: int, scale: bool, random_state: int
 ) -> tuple[Floats32, Floats, dict[str, Any], tuple[Floats, Floats]]:
     """Return scores, axes, their variances, and the projection (axes, origin) of log expression to scores."""
     n_comps = min(n_comps, min(logged.shape) - 1)

@@ -104,7 +104,7 @@ def attention_fidelity(
                 if len(sample):
                     rows += _rows(attribution, scores, sample, shares, regions.where.libs.names[i], method)
                 if method == corrected:
-                    known, index = np.isfinite(scores), regions.rows(i)
+                    known, index = np.isfinite(scores), regions.parts[i]
                     ends = index[attribution.target[known]], index[attribution.source[known]]
                     edges.append((scores[known], *ends))
                 bar.update(1)
