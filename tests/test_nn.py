@@ -141,7 +141,7 @@ def test_views_depend_on_seed_epoch_and_index_alone():
     section = PixelRaster((12, 12), torch.arange(144), torch.randn(144, 2))
     a, b = (RandomViews([section], 12, 4, Augmentation(), seed=5) for _ in range(2))
     assert torch.equal(a[2]["x"], b[2]["x"])
-    b.set_epoch(1)
+    b.epoch = 1
     assert not torch.equal(a[2]["x"], b[2]["x"])
 
 

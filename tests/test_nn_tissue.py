@@ -385,7 +385,7 @@ def test_no_loss_looks_at_the_halo():
 
 
 def _epoch(loader, epoch):
-    loader.dataset.set_epoch(epoch)
+    loader.dataset.epoch = epoch
     return list(loader)
 
 

@@ -1,4 +1,3 @@
-from ._gnn import RegionGNN as RegionGNN
 from ._losses import nt_xent as nt_xent
 from ._losses import soft_cross_entropy as soft_cross_entropy
 from ._losses import weighted_mse as weighted_mse
@@ -15,6 +14,7 @@ from ._tiles import predict_pixels as predict_pixels
 from ._tiles import tile_margin as tile_margin
 from ._tiles import tile_side as tile_side
 from ._tissue import GraphTensors as GraphTensors
+from ._tissue import RegionGNN as RegionGNN
 from ._tissue import Target as Target
 from ._tissue import TissueModule as TissueModule
 from ._tissue import pooled as pooled

@@ -91,8 +91,9 @@ def predict_pixels(
         pixel = ((flat[members] // width - top) * tile_width + flat[members] % width - left).to(device)
         parts = logits[0].flatten(1)[:, pixel].softmax(dim=0).T, features[0].flatten(1)[:, pixel].T
         out = out or [raster.x.new_empty((len(flat), part.shape[1])) for part in parts]
+        members = members.to(raster.x.device)
         for whole, part in zip(out, parts, strict=True):
-            whole[members.to(whole.device)] = part.to(whole.device)
+            whole[members] = part.to(whole.device)
     if not out:
         raise ValueError("The raster has no occupied pixel; there is nothing to predict.")
     return out[0].cpu(), out[1].cpu()

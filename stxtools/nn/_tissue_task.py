@@ -30,9 +30,6 @@ class _SectionSteps(Dataset[tuple[int, int]]):
     def __init__(self, indices: Sequence[int], steps: int, seed: int) -> None:
         self.indices, self.steps, self.seed, self.epoch = list(indices), steps, seed, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return self.steps
 

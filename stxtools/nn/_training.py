@@ -251,8 +251,8 @@ def _training_loop(
     train_batches = _setup_loader(fabric, train)
     val_batches = None if val is None else _setup_loader(fabric, val)
     for epoch in range(p.max_epochs):
-        if hasattr(train.dataset, "set_epoch"):
-            train.dataset.set_epoch(epoch)
+        if hasattr(train.dataset, "epoch"):
+            train.dataset.epoch = epoch
         losses = []
         for batch in train_batches:
             loss = net(fabric.to_device(batch))

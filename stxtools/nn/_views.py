@@ -87,10 +87,6 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         """Make the views on ``device``."""
         self.sections = [s.to(device) for s in self.sections]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose views are drawn."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return self.length
 

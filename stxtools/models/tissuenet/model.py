@@ -17,9 +17,8 @@ from stxtools.models._base import BaseModel
 from stxtools.models._params import TissueNetParams
 from stxtools.models._storage import ModelFile
 from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
-from stxtools.nn._gnn import RegionGNN
 from stxtools.nn._options import RunOptions, Training, best_device, seeded, with_defaults
-from stxtools.nn._tissue import GraphTensors, TissueModule
+from stxtools.nn._tissue import GraphTensors, RegionGNN, TissueModule
 from stxtools.nn._tissue_task import EmbeddingTask, TissueTask, UNetPretraining, convergence
 from stxtools.nn._training import run_training
 from stxtools.nn._unet import UNet
