@@ -92,8 +92,8 @@ def rasters(side: int) -> list[PixelRaster]:
     ]
 
 
-def views(side: int, twins: bool = False) -> Iterator[Any]:
-    return on_card(DataLoader(RandomViews(rasters(side), 32, 2, Augmentation(), 0, twins), batch_size=2))
+def views(side: int, pairs: bool = False) -> Iterator[Any]:
+    return on_card(DataLoader(RandomViews(rasters(side), 32, 2, Augmentation(), 0, pairs), batch_size=2))
 
 
 @pytest.mark.parametrize("side", [40, 300], ids=["small section", "section read in windows"])
@@ -105,7 +105,7 @@ def test_pixel_networks_train_on_the_card(kind: str, side: int) -> None:
         "masked": lambda: MaskedPretraining(unet, CHANNELS, how),
         "contrastive": lambda: ContrastivePretraining(unet, CHANNELS, how),
     }[kind]()
-    one_step(task, views(side, twins=kind == "contrastive"))
+    one_step(task, views(side, pairs=kind == "contrastive"))
 
 
 def test_held_out_pixels_are_judged_on_the_card() -> None:

@@ -26,7 +26,7 @@ def test_canonical_order_follows_the_observations():
     features = np.round(rng.normal(size=(50, 3)), 0).astype(np.float32)
     section = Section("s", features, np.zeros((50, 2), np.int32), (1, 1), lambda: None, rng.normal(size=(50, 2)))
     other = rng.permutation(50)
-    np.testing.assert_array_equal(other[section.taken(other).canonical_order()], section.canonical_order())
+    np.testing.assert_array_equal(other[section.take(other).canonical_order()], section.canonical_order())
 
 
 def test_permuted_observations_get_the_same_segments(make_section, quick_unet):

@@ -61,8 +61,8 @@ class Section:
         by_first = np.argsort(self.features[:, 0], kind="stable")
         return ties_sorted(by_first, self.features[:, :1], distance, *self.features.T[:0:-1])
 
-    def taken(self, rows: Ints) -> Section:
-        """Return the section with its observations in the order of ``rows``."""
+    def take(self, rows: Ints) -> Section:
+        """Return the section with the observations ``rows``, in this order."""
         return replace(
             self, features=self.features[rows], pixels=self.pixels[rows], xy=self.xy[rows],
             neighbours=cache(lambda: self.graph[rows][:, rows].tocsr()),

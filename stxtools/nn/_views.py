@@ -74,10 +74,10 @@ class RandomViews(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self, sections: Sequence[PixelRaster], size: int, length: int, augmentation: Augmentation, seed: int,
-        twins: bool = False,
+        pairs: bool = False,
     ) -> None:  # fmt: skip
         self.sections, self.size, self.length, self.augmentation = list(sections), size, length, augmentation
-        self.seed, self.twins, self.epoch = seed, twins, 0
+        self.seed, self.pairs, self.epoch = seed, pairs, 0
         counts = torch.tensor([len(s.flat) for s in self.sections], dtype=torch.float64)
         self.share = (counts / counts.sum()).cumsum(0)
         # pixels from the centre of a view: half its diagonal at the smallest zoom, and a margin for interpolation
@@ -96,7 +96,7 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         which = min(int(torch.searchsorted(self.share, draw)), len(self.sections) - 1)
         centre = self._centre(which, generator)
         item = self._view(which, centre, generator)
-        if self.twins:
+        if self.pairs:
             item |= {f"{k}2": v for k, v in self._view(which, centre, generator).items()}
         return item
 
@@ -104,7 +104,7 @@ class RandomViews(Dataset[dict[str, Tensor]]):
         """Return the centre of a section that fits into a view, else a random occupied pixel."""
         section = self.sections[which]
         height, width = section.shape
-        if max(height, width) <= self.size and not self.twins:
+        if max(height, width) <= self.size and not self.pairs:
             return (height - 1) / 2, (width - 1) / 2
         pixel = int(section.flat[int(torch.randint(len(section.flat), (), generator=generator))])
         return float(pixel // width), float(pixel % width)

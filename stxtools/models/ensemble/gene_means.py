@@ -35,7 +35,7 @@ class GeneSection:
     genes: Sequence[str]  # their names
     xy: Floats  # coordinates, (n, 2)
 
-    def taken(self, rows: Ints) -> GeneSection:
+    def take(self, rows: Ints) -> GeneSection:
         """Return the section with its observations in another order."""
         return replace(self, logged=self.logged[rows], xy=self.xy[rows])
 

@@ -85,7 +85,7 @@ def segments_of_batches(
     """
     rows = [np.flatnonzero(batch == b) for b in range(batch.max() + 1)]
     voted, cotrained = np.empty((len(batch), k)), np.empty((len(batch), k))
-    clusters = [_clusters([v.taken(r) for v in plain], [v.taken(r) for v in edge_preserving], k, rng, tick)
+    clusters = [_clusters([v.take(r) for v in plain], [v.take(r) for v in edge_preserving], k, rng, tick)
                 for r in rows]  # fmt: skip
     to_segment = _joined([agreed for _, agreed in clusters], [expression[r] for r in rows], k)
     for r, (vote, agreed), segment in zip(rows, clusters, to_segment, strict=True):

@@ -43,7 +43,7 @@ class View:
     def __getitem__(self, rows: Any) -> Floats:
         return np.concatenate([m[rows] for m in self.means], axis=1, dtype=np.float64)
 
-    def taken(self, rows: Ints) -> View:
+    def take(self, rows: Ints) -> View:
         """Select rows."""
         return View(tuple(m[rows] for m in self.means))
 

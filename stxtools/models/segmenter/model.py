@@ -126,7 +126,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         """
         self.net, self.gene_classifier, self.history, run = None, None, [], with_defaults(run)
         orders = [s.canonical_order() for s in sections]
-        unordered, sections = sections, [s.taken(order) for s, order in zip(sections, orders, strict=True)]
+        unordered, sections = sections, [s.take(order) for s, order in zip(sections, orders, strict=True)]
         if self.start is None:
             self.scaling = FeatureScaling.of(sections)
         self.batch, self.distance = batches([s.features for s in sections])
@@ -134,7 +134,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.scaling = self.scaling.sharing(sections, self.centre, axes)
         if callable(expression):
             expression = expression() if self.batch.any() else None
-        genes = None if expression is None else [e.taken(order) for e, order in zip(expression, orders, strict=True)]
+        genes = None if expression is None else [e.take(order) for e, order in zip(expression, orders, strict=True)]
         sections = [self.scaling.centred(s) for s in sections]
         if labels is None:
             pseudo_labels = pseudo_labels_from_clustering(
@@ -265,18 +265,18 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         with seeded(seed):
             kind = ContrastivePretraining if contrastive else MaskedPretraining
             task = kind(unet, self.n_features, training)
-        views = self._views(tensors, unet, seed, twins=contrastive)
+        views = self._views(tensors, unet, seed, pairs=contrastive)
         self.history += run_training(task, views, None, stage=f"pretrain_{p.pretrain}", desc="pretraining", **run)
 
     def _views(
-        self, tensors: list[PixelRaster], unet: UNet, seed: int, *, twins: bool = False, least: int = 0
+        self, tensors: list[PixelRaster], unet: UNet, seed: int, *, pairs: bool = False, least: int = 0
     ) -> DataLoader[Any]:
         """Random views for training, as many a step as show ``least`` pixels, or many small pairs of them."""
         p, size = self.params, view_size(tensors, unet.stride, self.params.view_size)
         enough = least * len(tensors) // sum(len(t.flat) for t in tensors)
-        size, batch = (min(size, 32), 16) if twins else (size, max(p.batch_size, enough))
+        size, batch = (min(size, 32), 16) if pairs else (size, max(p.batch_size, enough))
         how = Augmentation(p.rotation, p.scaling, True, p.drop)
-        views = RandomViews(tensors, size, p.steps_per_epoch * batch, how, seed, twins)
+        views = RandomViews(tensors, size, p.steps_per_epoch * batch, how, seed, pairs)
         return DataLoader(views, batch_size=batch)
 
     # ---------------------------------------------------------------- use
