@@ -16,6 +16,10 @@ from stxtools._checks import check_path, unstorable
 
 _SEPARATOR = "; "
 _MODALITIES = ("SM", "AB", "PR", "OC")
+_CATEGORIES = (  # columns of genes and of their categories in DGIdb's versions
+    ("entrez_gene_symbol", "category"), ("name", "name-2"), ("gene_name", "gene_category"), ("gene_name", "category"),
+    ("gene_claim_name", "gene_category_name"),
+)  # fmt: skip
 _CLINICAL = frozenset({"targetId", "drugId", "diseases", "maxClinicalStage"})
 _PRIORITISATION = frozenset(
     {"maxClinicalStage", "maxClinicalTrialPhase", "isInMembrane", "isSecreted", "hasLigand", "hasSafetyEvent"}
@@ -67,47 +71,41 @@ def read_table(table: Any, param: str = "table") -> pd.DataFrame:
 def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None, disease: str | None = None) -> TargetTable:
     """Recognise the format of a table by its header and bring it to one row per gene."""
     header = set(map(str, raw.columns))
-    twice = sorted({str(c) for c in raw.columns[raw.columns.astype(str).duplicated()]})
-    if twice:
-        raise ValueError(f"Column(s) {twice} are in the table more than once; drop or rename all but one.")
+    duplicated = sorted({str(c) for c in raw.columns[raw.columns.astype(str).duplicated()]})
+    if duplicated:
+        raise ValueError(f"Column(s) {duplicated} are in the table more than once; drop or rename all but one.")
     if disease is not None:
         if symbol_col is not None or not header >= _CLINICAL:
             raise ValueError("`disease=` is for Open Targets' clinical targets (targetId, drugId, diseases, ...).")
-        raw = _of_disease(raw, disease)
+        raw = _select_disease(raw, disease)
     if symbol_col is not None:
         if symbol_col not in header:
             raise KeyError(f"`symbol_col={symbol_col!r}` is not a column of the table; it has {sorted(header)}.")
         return _generic(raw, symbol_col)
     if {"gene_name", "drug_name"} <= header:
         return _interactions(raw)
-    for symbol, category in (
-        ("entrez_gene_symbol", "category"),
-        ("name", "name-2"),
-        ("gene_name", "gene_category"),
-        ("gene_name", "category"),
-        ("gene_claim_name", "gene_category_name"),
-    ):
+    for symbol, category in _CATEGORIES:
         if {symbol, category} <= header:
             values = raw[[category]].set_axis(["gene_categories"], axis=1)
-            return TargetTable("dgidb_categories", _one_row(values, _text(raw[symbol])))
+            return TargetTable("dgidb_categories", _aggregate(values, _text(raw[symbol])))
     if header >= _CLINICAL:
         return _clinical(raw)
     if {"mechanismOfAction", "targets"} <= header:
         long = raw.reset_index(drop=True).explode("targets")
-        values = long[[c for c in ("mechanismOfAction", "actionType") if c in long]]
-        values = values.set_axis(["mechanisms", "action_types"][: values.shape[1]], axis=1)
-        return _two_way("opentargets_mechanisms", long.rename(columns={"targets": "targetId"}), values)
+        names = {"mechanismOfAction": "mechanisms", "actionType": "action_types"}
+        values = long[[c for c in names if c in long]].rename(columns=names)
+        return _by_id_and_symbol("opentargets_mechanisms", long.rename(columns={"targets": "targetId"}), values)
     if "geneEssentiality" in header and header & {"id", "targetId"}:
         essential = [any(e.get("isEssential") for e in _structs(v)) for v in raw["geneEssentiality"]]
         values = pd.DataFrame({"is_essential": essential}, index=raw.index)
-        return _two_way("opentargets_essentiality", raw, values)
+        return _by_id_and_symbol("opentargets_essentiality", raw, values)
     if "targetId" in header and header & _PRIORITISATION:
         numeric = [c for c in raw.columns if c != "targetId" and pd.api.types.is_numeric_dtype(raw[c].dtype)]
-        return _two_way("opentargets_prioritisation", raw, raw[numeric].astype(np.float64))
+        return _by_id_and_symbol("opentargets_prioritisation", raw, raw[numeric].astype(np.float64))
     if "tractability" in header and header & {"id", "targetId"}:
-        return _two_way("opentargets_tractability", raw, _tractability(raw))
+        return _by_id_and_symbol("opentargets_tractability", raw, _tractability(raw))
     raise ValueError(
-        "The table is none that is known: DGIdb interactions (gene_name, drug_name), DGIdb categories "
+        "The table has no known format: DGIdb interactions (gene_name, drug_name), DGIdb categories "
         "(gene_claim_name, gene_category_name), Open Targets prioritisation (targetId, maxClinicalStage, ...), targets "
         "(id, approvedSymbol, tractability), clinical targets (targetId, drugId, diseases, maxClinicalStage), "
         "mechanisms of action (mechanismOfAction, targets) or essentiality (id, geneEssentiality). "
@@ -119,10 +117,8 @@ def _text(values: pd.Series) -> pd.Series:
     return values.astype(object).where(values.notna(), "").astype(str).str.strip()
 
 
-def _truth(values: pd.Series) -> pd.Series:
-    if values.dtype == bool:
-        return values
-    return _text(values).str.lower().isin(["true", "t", "1", "1.0", "yes"])
+def _booleans(values: pd.Series) -> pd.Series:
+    return values if values.dtype == bool else _text(values).str.lower().isin(["true", "t", "1", "1.0", "yes"])
 
 
 def _join(values: Iterable[Any]) -> str:
@@ -131,42 +127,37 @@ def _join(values: Iterable[Any]) -> str:
 
 
 def _interactions(raw: pd.DataFrame) -> TargetTable:
-    gene = _text(raw["gene_name"])
-    use = gene != ""
+    gene, drug = _text(raw["gene_name"]), _text(raw["drug_name"])
     approved = next((c for c in ("approved", "drug_is_approved") if c in raw), None)
     kind = next((c for c in ("interaction_type", "interaction_types") if c in raw), None)
     score = next((c for c in ("interaction_score", "interaction_group_score") if c in raw), None)
-    drug = _text(raw["drug_name"])
     if "drug_claim_name" in raw:
         drug = drug.where(drug != "", _text(raw["drug_claim_name"]))
     rows = pd.DataFrame({
-        "gene": gene,
-        "drug": drug,
-        "approved": _truth(raw[approved]) if approved else False,
+        "gene": gene, "drug": drug, "approved": _booleans(raw[approved]) if approved else False,
         "interaction_types": _text(raw[kind]).str.replace(",", "|") if kind else "",
         "interaction_score": pd.to_numeric(raw[score], errors="coerce") if score else np.nan,
-    })[use]  # fmt: skip
+    })[gene != ""]  # fmt: skip
     per_drug = rows[rows["drug"] != ""].groupby(["gene", "drug"], sort=False, as_index=False)["approved"].any()
     by_gene = per_drug.sort_values("approved", ascending=False, kind="stable").groupby("gene", sort=False)
-    types = _one_row(rows[["interaction_types", "interaction_score"]], rows["gene"])
+    types = _aggregate(rows[["interaction_types", "interaction_score"]], rows["gene"])
     counts = {"n_drugs": by_gene.size()} | ({"n_approved_drugs": by_gene["approved"].sum()} if approved else {})
     columns = pd.DataFrame(counts).reindex(types.index, fill_value=0).astype(np.int64)
     columns["drugs"] = by_gene["drug"].agg(_SEPARATOR.join).reindex(types.index, fill_value="").astype(object)
     out = TargetTable("dgidb_interactions", columns.join(types))
     if "gene_claim_name" in raw:
-        pairs = pd.DataFrame({"old": _text(raw["gene_claim_name"])[use], "new": gene[use]}).drop_duplicates()
-        pairs = pairs[(pairs["old"] != "") & (pairs["old"] != pairs["new"])]
-        single = pairs.groupby("old")["new"].agg(lambda s: " or ".join(sorted(s)))
-        out.aliases = {str(k): str(v) for k, v in single.items()}
+        pairs = pd.DataFrame({"old": _text(raw["gene_claim_name"]), "new": gene}).drop_duplicates()
+        pairs = pairs[(pairs["old"] != "") & (pairs["new"] != "") & (pairs["old"] != pairs["new"])]
+        out.aliases = pairs.groupby("old")["new"].agg(lambda s: " or ".join(sorted(s))).to_dict()
     return out
 
 
 def _tractability(raw: pd.DataFrame) -> pd.DataFrame:
     values = pd.DataFrame(index=raw.index)
-    assessed = [[a for a in _structs(v) if a.get("value")] for v in raw["tractability"]]  # those that hold
+    positive = [[a for a in _structs(v) if a.get("value")] for v in raw["tractability"]]
     for modality in _MODALITIES:  # Open Targets lists the strongest first
-        held = [[str(a.get("id", a.get("label"))) for a in one if a.get("modality") == modality] for one in assessed]
-        values[f"tractability_{modality.lower()}"] = list(map(_SEPARATOR.join, held))
+        labels = [[str(a.get("id", a.get("label"))) for a in one if a.get("modality") == modality] for one in positive]
+        values[f"tractability_{modality.lower()}"] = list(map(_SEPARATOR.join, labels))
     for column, key, name in (
         ("safetyLiabilities", "event", "safety_events"),
         ("subcellularLocations", "location", "subcellular_locations"),
@@ -181,7 +172,7 @@ def _structs(value: Any) -> list[Mapping[str, Any]]:
     return [v for v in value if isinstance(v, Mapping)] if isinstance(value, (list, tuple, np.ndarray)) else []
 
 
-def _of_disease(raw: pd.DataFrame, disease: str) -> pd.DataFrame:
+def _select_disease(raw: pd.DataFrame, disease: str) -> pd.DataFrame:
     named = ([str(x).lower() for entry in _structs(v) for x in entry.values()] for v in raw["diseases"])
     rows = np.array([disease.lower() in names for names in named], dtype=bool)
     if not rows.any():
@@ -193,7 +184,7 @@ def _of_disease(raw: pd.DataFrame, disease: str) -> pd.DataFrame:
 
 
 def _clinical(raw: pd.DataFrame) -> TargetTable:
-    """Drugs in clinical development, the furthest first, and the stage that the furthest has reached."""
+    """Drugs in clinical development, the most advanced first, and its stage."""
     rows = pd.DataFrame({"gene": _text(raw["targetId"]), "drug": _text(raw["drugId"])})
     rows["stage"] = _text(raw["maxClinicalStage"])
     rows["rank"] = rows["stage"].map({name: i for i, name in enumerate(_STAGES)}).fillna(-1)
@@ -216,47 +207,43 @@ def symbol_map(raw: pd.DataFrame) -> pd.Series:
     return pairs.set_index("symbol")["id"]
 
 
-def _two_way(name: str, raw: pd.DataFrame, values: pd.DataFrame) -> TargetTable:
+def _by_id_and_symbol(name: str, raw: pd.DataFrame, values: pd.DataFrame) -> TargetTable:
     """Bring values to one row per Ensembl id, and per symbol where the table has symbols."""
-    ids = _text(raw["id" if "id" in raw and "targetId" not in raw else "targetId"]).str.replace(
-        _VERSION, "", regex=True
-    )
-    by_id = _one_row(values, ids)
+    ids = _text(raw["targetId" if "targetId" in raw else "id"]).str.replace(_VERSION, "", regex=True)
+    by_id = _aggregate(values, ids)
     if "approvedSymbol" not in raw:
         return TargetTable(name, by_id=by_id)
     symbol = _text(raw["approvedSymbol"])
-    n_ids = pd.DataFrame({"s": symbol, "i": ids}).drop_duplicates().groupby("s").size()
-    unclear = {str(s) for s in n_ids.index[n_ids > 1] if s != ""}
-    return TargetTable(name, _one_row(values, symbol), by_id, ambiguous=unclear)
+    n_ids = ids.groupby(symbol).nunique()
+    return TargetTable(name, _aggregate(values, symbol), by_id, ambiguous=set(n_ids.index[n_ids > 1]) - {""})
 
 
 def _generic(raw: pd.DataFrame, symbol_col: str) -> TargetTable:
     values = raw.drop(columns=symbol_col)
-    bad = [str(c) for c in values.columns if unstorable(str(c))]
+    values.columns = [str(c) for c in values.columns]
+    bad = [c for c in values.columns if unstorable(c)]
     if bad:
         raise ValueError(f"Column(s) {bad} of the table have names that h5ad and zarr cannot store; rename them.")
-    unordered = [str(c) for c in values.columns if pd.api.types.is_complex_dtype(values[c].dtype)]
+    unordered = [c for c in values.columns if pd.api.types.is_complex_dtype(values[c].dtype)]
     if unordered:
         raise TypeError(f"Column(s) {unordered} of the table hold complex numbers, which have no order; drop them.")
-    values.columns = [str(c) for c in values.columns]
     gene = _text(raw[symbol_col])
     if gene.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5:
-        return TargetTable("table", by_id=_one_row(values, gene.str.replace(_VERSION, "", regex=True)))
-    return TargetTable("table", _one_row(values, gene))
+        return TargetTable("table", by_id=_aggregate(values, gene.str.replace(_VERSION, "", regex=True)))
+    return TargetTable("table", _aggregate(values, gene))
 
 
-def _one_row(values: pd.DataFrame, gene: pd.Series) -> pd.DataFrame:
+def _aggregate(values: pd.DataFrame, gene: pd.Series) -> pd.DataFrame:
     """Aggregate rows of a gene: largest number, any boolean, distinct texts."""
-    use = (gene != "").to_numpy()
-    grouped = values[use].groupby(gene[use].to_numpy(), sort=True)
+    named = (gene != "").to_numpy()
     out = {}
     for column, dtype in values.dtypes.items():
-        if pd.api.types.is_bool_dtype(dtype):
-            out[column] = grouped[column].any()
-        elif pd.api.types.is_numeric_dtype(dtype):
-            out[column] = grouped[column].max().astype(np.float64)
+        is_bool = pd.api.types.is_bool_dtype(dtype)
+        is_text = not is_bool and not pd.api.types.is_numeric_dtype(dtype)
+        grouped = (_text(values[column]) if is_text else values[column])[named].groupby(gene[named].to_numpy())
+        if is_bool:
+            out[column] = grouped.any()
         else:
-            text = _text(values[column])[use]
-            out[column] = text.groupby(gene[use].to_numpy(), sort=True).agg(_join).astype(object)
+            out[column] = grouped.agg(_join).astype(object) if is_text else grouped.max().astype(np.float64)
     frame = pd.DataFrame(out)
     return frame.set_axis(frame.index.astype(object))

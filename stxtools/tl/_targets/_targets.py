@@ -82,13 +82,13 @@ def targets(
     """
     check_adata(adata, copy=copy)
     check_key("key", key)
-    found = stored_table(adata, key, {"names"}, "biomarker table", "st.tl.biomarkers(adata, groupby=...)")
+    biomarkers = stored_table(adata, key, {"names"}, "biomarker table", "st.tl.biomarkers(adata, groupby=...)")
     out_key = check_key_added(key_added, key)
     if out_key != key:
         check_free(adata, "tl.targets", uns=[out_key])
     if symbol_key is not None:
         check_in(adata, "var", symbol_key, "symbol_key")
-    if check_key("ensembl_key", ensembl_key) != "gene_ids":  # which need not be there
+    if check_key("ensembl_key", ensembl_key) != "gene_ids":  # the default may be absent
         check_in(adata, "var", ensembl_key, "ensembl_key")
     if symbol_col is not None:
         check_key("symbol_col", symbol_col)
@@ -102,13 +102,13 @@ def targets(
     clash = [c for c in rows.columns if c in COLUMNS]
     if clash:
         raise ValueError(f"The table's column(s) {clash} have names of the biomarker table's own; rename them first.")
-    joined = found.copy()
+    joined = biomarkers.copy()
     row = position[names.get_indexer(joined["names"].astype(str))]
     joined[f"in_{parsed.format}"] = row >= 0
     for column in rows.columns:  # where a gene is not listed: NaN, 0, False or an empty text
-        found_values = rows[column].to_numpy()
-        fill = {"O": "", "f": np.nan}.get(found_values.dtype.kind, found_values.dtype.type(0))
-        values = pd.api.extensions.take(found_values, row, allow_fill=True, fill_value=fill)
+        values = rows[column].to_numpy()
+        fill = {"O": "", "f": np.nan}.get(values.dtype.kind, values.dtype.type(0))
+        values = pd.api.extensions.take(values, row, allow_fill=True, fill_value=fill)
         joined[column] = pd.Series(values, index=joined.index).astype(str) if values.dtype == object else values
     params_key = f"{_keys.TARGETS if key_added is None else out_key}_params"
     earlier = adata.uns.get(params_key)
@@ -128,16 +128,14 @@ def targets(
 def _queries(
     adata: AnnData, parsed: TargetTable, symbol_key: str | None, ensembl_key: str, known: pd.Series | None
 ) -> tuple[pd.DataFrame, pd.Series, str]:
-    """Return where to look up every variable, as what, and by what kind of name."""
+    """Return the table to look genes up in, their names in it, and the kind of these names."""
 
     def texts(values: pd.Index | pd.Series) -> pd.Series:
         return pd.Series(np.asarray(values.astype(str), dtype=str), dtype=object)
 
-    names, ids = texts(adata.var_names), None
-    if ensembl_key in adata.var:
-        ids = texts(adata.var[ensembl_key])
-    elif names.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5:
-        ids = names
+    names = texts(adata.var_names)
+    named_by_id = names.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5
+    ids = texts(adata.var[ensembl_key]) if ensembl_key in adata.var else names if named_by_id else None
     if parsed.by_id is not None and ids is not None:
         return parsed.by_id, ids.str.replace(r"\.\d+$", "", regex=True), "ensembl"
     if symbol_key is not None:
@@ -156,10 +154,11 @@ def _queries(
 def _report(
     parsed: TargetTable, known: pd.Index, queries: pd.Series, names: pd.Index, position: np.ndarray, matched_by: str
 ) -> dict[str, list[str]]:
+    """Return the genes that were not matched, or not surely, by reason."""
     labels = pd.Series([n if n == q else f"{n} ({q})" for n, q in zip(names, queries, strict=True)], dtype=object)
-    missing, twice = position < 0, queries.duplicated(keep=False)
-    unclear = queries.isin(parsed.ambiguous) & (matched_by == "symbol")
-    out = {"unmatched": list(labels[missing]), "ambiguous": list(labels[(twice & ~missing) | unclear])}
+    missing, duplicated = position < 0, queries.duplicated(keep=False)
+    ambiguous = queries.isin(parsed.ambiguous) & (matched_by == "symbol")
+    out = {"unmatched": list(labels[missing]), "ambiguous": list(labels[(duplicated & ~missing) | ambiguous])}
     if matched_by == "symbol":
         out["case_mismatch"] = list(labels[missing & queries.str.upper().isin({str(s).upper() for s in known})])
         old = missing & queries.isin(parsed.aliases.keys())
@@ -168,11 +167,11 @@ def _report(
 
 
 def _warn(fmt: str, n_vars: int, report: dict[str, list[str]]) -> None:
-    told = {
+    reasons = {
         "unmatched": "are not in it", "ambiguous": "have a symbol of several ids or variables",
         "case_mismatch": "differ from one of its symbols only by case (another species?)",
         "outdated": "have an outdated symbol",
     }  # fmt: skip
-    found = [f"{len(genes)} {told[name]} ({listing(genes, _N_SHOWN)})" for name, genes in report.items() if genes]
-    if found:
-        warn(f"Of {n_vars} genes looked up in {fmt}, {'; '.join(found)}. All are listed in `uns['targets_params']`.")
+    parts = [f"{len(genes)} {reasons[name]} ({listing(genes, _N_SHOWN)})" for name, genes in report.items() if genes]
+    if parts:
+        warn(f"Of {n_vars} genes looked up in {fmt}, {'; '.join(parts)}. All are listed in `uns['targets_params']`.")
