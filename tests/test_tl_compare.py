@@ -291,7 +291,7 @@ def test_bad_input_is_named_and_changes_nothing() -> None:
     lost.obs.loc[lost.obs["condition"] == "case", "subject"] = np.nan
     with pytest.raises(ValueError, match="No subject"):
         _compared(lost)
-    with pytest.raises(ValueError, match="is no condition"):
+    with pytest.raises(ValueError, match="is not a condition"):
         _compared(adata, reference="neither")
     with pytest.raises(KeyError, match="segment"):
         st.tl.compare(adata, "condition", "subject", library_key="section")

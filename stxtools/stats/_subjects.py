@@ -14,64 +14,64 @@ from stxtools._types import Array, Bools, Floats, Ints
 
 from ._meta_analysis import posterior_variance, signed_z, squeeze_variance, t_pvals
 
-Found = dict[str, Array]  # columns of a table of features
+Columns = dict[str, Array]  # of a table of features
 
 MIN_SUBJECTS = 3  # a side: with fewer, effects have an interval but no p-value
-_MOST = 200  # permutations
-_VALUES = 4_000_000  # permuted statistics in all
+_MAX_PERMUTATIONS = 200
+_MAX_STATISTICS = 4_000_000  # over all permutations
 _CONSTANT = 1e-6  # of the median variance: less is rounding
 _ROUNDING = 1e-10  # of the largest value: less deviation is rounding
-_EXACT = 50  # subjects, at most, whose orders are all counted
-_KNOTS = 4  # degree of the variance trend, at most
+_MAX_EXACT = 50  # subjects whose permutations are all counted
+_DEGREE = 4  # of the polynomial trend of the variance
 
 
-def compare_subjects(values: Floats, group: Bools, level: Floats | None, seed: int, *, paired: bool = False) -> Found:
+def compare_subjects(values: Floats, group: Bools, level: Floats | None, seed: int, *, paired: bool = False) -> Columns:
     """Compare two groups of subjects (rows) feature by feature: :func:`regress_subjects` on a column of 0 and 1.
 
     ``paired``: the subjects of the group's condition are those of the reference's, in the same order.
     """
-    one, two = values[group], values[~group]
+    sides = {"group": values[group], "reference": values[~group]}
     if paired:
-        alone, all_of_them = ~np.isfinite(one - two), np.ones(len(one), dtype=bool)
-        found = regress_subjects(one - two, np.ones(len(one)), (all_of_them,), level, seed, paired=True)
-        one, two = np.where(alone, np.nan, one), np.where(alone, np.nan, two)
+        difference = sides["group"] - sides["reference"]
+        ones = np.ones(len(difference))
+        out = regress_subjects(difference, ones, (ones > 0,), level, seed, paired=True)
+        sides = {name: np.where(np.isfinite(difference), side, np.nan) for name, side in sides.items()}
     else:
-        found = regress_subjects(values, group.astype(float), (group, ~group), level, seed)
-    sides = {"group": one, "reference": two}
+        out = regress_subjects(values, group.astype(float), (group, ~group), level, seed)
     n = {f"n_{name}": np.isfinite(side).sum(axis=0) for name, side in sides.items()}
     for name, side in sides.items():
         total, k = np.where(np.isfinite(side), side, 0.0).sum(axis=0), n[f"n_{name}"]
-        found[f"mean_{name}"] = np.where(k > 0, total / np.maximum(k, 1), np.nan)
-    return found | n
+        out[f"mean_{name}"] = np.where(k > 0, total / np.maximum(k, 1), np.nan)
+    return out | n
 
 
 def regress_subjects(
     values: Floats, x: Floats, sides: Sequence[Bools], level: Floats | None, seed: int, *, paired: bool = False
-) -> Found:
-    """Regress every feature on a number that each subject has: slope, 95 % limits, normal score, p-value.
+) -> Columns:
+    """Regress every feature on a number per subject: slope, 95 % limits, normal score, p-value.
 
-    The variance of each feature is moderated by that of all others (Smyth 2004), around a trend over ``level``
-    where there is one (Law et al. 2014). All permutations of the subjects (a random part where there are many) give
-    the spread of the statistic without an effect; where it is above 1 the statistic is divided by it.
+    The variance of each feature is moderated by that of all others (Smyth 2004), around a trend over ``level`` if given
+    (Law et al. 2014). All permutations of the subjects (a random sample where there are many) give the null spread of
+    the statistic, which is divided by it where it is above 1.
 
     - ``values``: Subjects x features; NaN where a subject lacks the feature.
     - ``sides``: Subjects at either end of ``x``; p-values need :data:`MIN_SUBJECTS` of both.
-    - ``paired``: Values are differences: the line goes through 0, and signs are flipped, not subjects permuted.
+    - ``paired``: Values are differences: the line goes through 0, and signs are flipped in place of permutations.
     """
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
-    n, sxx, slope, rest, _ = _fit(filled, known, x, paired)
+    n, sxx, slope, residual, _ = _fit(filled, known, x, paired)
     df = (n - 2 + paired).astype(float)
     usable = (sxx > 0) & (df >= 1)
-    variance = np.divide(rest, df, out=np.zeros_like(rest), where=usable)
-    least = (_ROUNDING * np.abs(filled).max(initial=0.0)) ** 2
-    usable &= variance > max(_CONSTANT * np.median(variance[usable]), least) if usable.any() else usable
+    variance = np.divide(residual, df, out=np.zeros_like(residual), where=usable)
+    rounding = (_ROUNDING * np.abs(filled).max(initial=0.0)) ** 2
+    usable &= variance > max(_CONSTANT * np.median(variance[usable]), rounding) if usable.any() else usable
     trend = np.ones_like(variance)
-    if level is not None and usable.sum() >= 10 * _KNOTS:
+    if level is not None and usable.sum() >= 10 * _DEGREE:
         order, log_variance = np.sort(level[usable]), np.log(variance[usable])
-        rank, at = (np.searchsorted(order, x) / len(order) for x in (level[usable], level))
-        fit = np.polynomial.Polynomial.fit(rank, log_variance, _KNOTS, domain=[0, 1])
-        trend = np.exp(fit(at) - log_variance.mean())
+        rank = np.searchsorted(order, level) / len(order)
+        fit = np.polynomial.Polynomial.fit(rank[usable], log_variance, _DEGREE, domain=[0, 1])
+        trend = np.exp(fit(rank) - log_variance.mean())
     scale, prior = squeeze_variance((variance / trend)[usable], df[usable])
     tested = usable & np.all([known[side].sum(axis=0) >= MIN_SUBJECTS for side in sides], axis=0)
     spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, seed, paired))
@@ -89,67 +89,64 @@ def regress_subjects(
 
 
 def _fit(filled: Floats, known: Bools, x: Floats, paired: bool) -> tuple[Ints, Floats, Floats, Floats, Bools]:
-    """Least squares by feature: subjects, squares of ``x``, slope, residual sum, whether it fits without any one."""
+    """Least squares by feature: subjects, squares of ``x``, slope, residual squares, whether no subject decides it."""
     n = known.sum(axis=0)
-    middle = 0.0 if paired else x @ known / np.maximum(n, 1)
-    off = known * (x[:, None] - middle)
-    sxx = (off**2).sum(axis=0)
+    x_mean = 0.0 if paired else x @ known / np.maximum(n, 1)
+    centred = known * (x[:, None] - x_mean)
+    sxx = (centred**2).sum(axis=0)
     safe = np.where(sxx > 0, sxx, 1.0)
-    slope = (off * filled).sum(axis=0) / safe
-    height = 0.0 if paired else filled.sum(axis=0) / np.maximum(n, 1)
-    rest = (known * (filled - height - slope * off) ** 2).sum(axis=0)
-    leverage = (not paired) / np.maximum(n, 1) + (off**2).max(axis=0) / safe
-    return n, sxx, slope, rest, (sxx > 0) & (leverage < 1 - 1e-9)
+    slope = (centred * filled).sum(axis=0) / safe
+    intercept = 0.0 if paired else filled.sum(axis=0) / np.maximum(n, 1)
+    residual = (known * (filled - intercept - slope * centred) ** 2).sum(axis=0)
+    leverage = (not paired) / np.maximum(n, 1) + (centred**2).max(axis=0) / safe
+    return n, sxx, slope, residual, (sxx > 0) & (leverage < 1 - 1e-9)
 
 
 def _null_spread(
     filled: Floats, known: Bools, x: Floats, tested: Bools, expected: Floats, prior: float, seed: int, paired: bool
 ) -> float:
-    """Root mean square of the normal scores under permutations that mix the subjects, or flips of signs."""
+    """Root mean square of the normal scores under permutations of the subjects, or flips of signs."""
     if not tested.any():
         return 1.0
     filled, known, expected = filled[:, tested], known[:, tested], expected[tested]
     squares = count = 0.0
-    most = min(max(20, _VALUES // filled.shape[1]), _MOST)
-    for other in _flips(len(x), most, seed) if paired else _permutations(x, most, seed):
-        n, sxx, slope, rest, fits = _fit(filled, known, other, paired)
+    n_max = min(max(20, _MAX_STATISTICS // filled.shape[1]), _MAX_PERMUTATIONS)
+    for permuted in _flips(len(x), n_max, seed) if paired else _permutations(x, n_max, seed):
+        n, sxx, slope, residual, fits = _fit(filled, known, permuted, paired)
         df = (n - 2 + paired).astype(float)
-        error = np.sqrt(posterior_variance(rest / df, df, expected, prior) / np.where(sxx > 0, sxx, 1.0))
+        error = np.sqrt(posterior_variance(residual / df, df, expected, prior) / np.where(sxx > 0, sxx, 1.0))
         statistic = np.divide(slope, error, out=np.zeros_like(error), where=fits & (error > 0))
         score = signed_z(statistic, np.minimum(df + prior, 1e6))[fits]
         squares, count = squares + float((score**2).sum()), count + len(score)
     return float(np.sqrt(squares / count)) if count else 1.0
 
 
-def _permutations(x: Floats, most: int, seed: int) -> Iterator[Floats]:
-    """Yield arrangements of ``x`` over the subjects, other than it and its mirror image: all, or random ones."""
+def _permutations(x: Floats, n_max: int, seed: int) -> Iterator[Floats]:
+    """Yield permutations of ``x``, except itself and its mirror image: all distinct ones, or random ones."""
     values, counts = np.unique(x, return_counts=True)
-    ways = factorial(len(x)) // prod(factorial(int(c)) for c in counts)
-    if ways <= most:
-        found = _arrangements(values[::-1], counts[::-1], np.arange(len(x)), np.empty(len(x)))
+    if factorial(len(x)) // prod(factorial(int(c)) for c in counts) <= n_max:
+        permutations = _arrangements(values[::-1], counts[::-1], np.arange(len(x)), np.empty(len(x)))
     else:
         ordered, rng = np.sort(x)[::-1], np.random.default_rng(seed)
-        found = (ordered[np.argsort(rng.permutation(len(x)))] for _ in range(most))
+        permutations = (ordered[np.argsort(rng.permutation(len(x)))] for _ in range(n_max))
     centred = x - x.mean()
-    for other in found:
-        if abs((other - x.mean()) @ centred) < (1 - 1e-9) * (centred @ centred):
-            yield other
+    for permuted in permutations:
+        if abs((permuted - x.mean()) @ centred) < (1 - 1e-9) * (centred @ centred):
+            yield permuted
 
 
-def _flips(n: int, most: int, seed: int) -> Iterator[Floats]:
-    """Yield signs of the pairs, up to a common one and other than all equal: all, or random ones."""
-    if 2 ** (n - 1) <= most:
-        found: Iterator[Any] = product((1.0,), *[(1.0, -1.0)] * (n - 1))
+def _flips(n: int, n_max: int, seed: int) -> Iterator[Floats]:
+    """Yield signs of the pairs, up to a common one, except all equal ones: all, or random ones."""
+    if 2 ** (n - 1) <= n_max:
+        flips: Iterator[Any] = product((1.0,), *[(1.0, -1.0)] * (n - 1))
     else:
         rng = np.random.default_rng(seed)
-        found = (rng.choice((-1.0, 1.0), n) for _ in range(most))
-    for signs in found:
-        if abs(sum(signs)) < n:
-            yield np.array(signs)
+        flips = (rng.choice((-1.0, 1.0), n) for _ in range(n_max))
+    yield from (np.array(signs) for signs in flips if abs(sum(signs)) < n)
 
 
 def _arrangements(values: Floats, counts: Ints, free: Ints, out: Floats) -> Iterator[Floats]:
-    """Yield every way to give each value to so many of the ``free`` subjects."""
+    """Yield every way to give each value to its count of the ``free`` subjects."""
     if len(values) == 1:
         out[free] = values[0]
         yield out.copy()
@@ -160,51 +157,49 @@ def _arrangements(values: Floats, counts: Ints, free: Ints, out: Floats) -> Iter
 
 
 def jonckheere(values: Floats, x: Floats) -> Floats:
-    """Two-sided p-values of every feature against no order over ``x``; NaN without two different ``x``.
+    """Two-sided p-values of the test of Jonckheere and Terpstra for an order of every feature over ``x``.
 
-    All permutations of the subjects are counted; above 50 subjects the statistic is taken as normal. Equal values count
-    a half, rounded towards no order. NaN: a subject lacks the feature.
+    From all permutations of the subjects up to 50, else from the normal distribution. Ties count a half, rounded
+    towards no order. NaN in ``values``: a subject lacks the feature; NaN is returned without two different ``x``.
     """
     out = np.full(values.shape[1], np.nan)
     patterns, which = np.unique(np.isfinite(values), axis=1, return_inverse=True)
     for i, known in enumerate(patterns.T):
-        here = np.flatnonzero(which.ravel() == i)
+        features = np.flatnonzero(which.ravel() == i)
         sizes = np.unique(x[known], return_counts=True)[1]
         if len(sizes) >= 2:
-            out[here] = _pvals(_statistic(values[np.ix_(known, here)], x[known]), sizes)
+            statistic = _ordered_pairs(values[np.ix_(known, features)], x[known])
+            out[features] = _jonckheere_pvals(statistic, sizes)
     return out
 
 
-def _statistic(values: Floats, x: Floats) -> Floats:
+def _ordered_pairs(values: Floats, x: Floats) -> Floats:
     """Pairs of subjects in which the one with the larger ``x`` has the larger value."""
     total = np.zeros(values.shape[1])
-    for i, one in enumerate(x):
-        later = values[x > one]
+    for i, subject_x in enumerate(x):
+        later = values[x > subject_x]
         total += (later > values[i]).sum(axis=0) + 0.5 * (later == values[i]).sum(axis=0)
     return total
 
 
-def _pvals(statistic: Floats, sizes: Ints) -> Floats:
+def _jonckheere_pvals(statistic: Floats, sizes: Ints) -> Floats:
     n = int(sizes.sum())
-    most = (n**2 - int((sizes**2).sum())) // 2
-    extreme = np.abs(statistic - most / 2)
-    if n > _EXACT:
+    n_pairs = (n**2 - int((sizes**2).sum())) // 2
+    extreme = np.abs(statistic - n_pairs / 2)
+    if n > _MAX_EXACT:
         variance = (n**2 * (2 * n + 3) - (sizes**2 * (2 * sizes + 3)).sum()) / 72
         return np.clip(2 * stats.norm.sf(np.maximum(extreme - 0.5, 0) / np.sqrt(variance)), 0, 1)
-    upper = np.cumsum(_null(sizes)[::-1])[::-1]  # of a statistic of at least 0, 1, ...
-    return np.minimum(2 * upper[np.floor(most / 2 + extreme).astype(np.int64)], 1.0)
+    upper = np.cumsum(_jonckheere_null(sizes, n_pairs)[::-1])[::-1]  # of a statistic of at least 0, 1, ...
+    return np.minimum(2 * upper[np.floor(n_pairs / 2 + extreme).astype(np.int64)], 1.0)
 
 
-def _null(sizes: Ints) -> Floats:
+def _jonckheere_null(sizes: Ints, n_pairs: int) -> Floats:
     """Probability of 0, 1, ... ordered pairs: the coefficients of a Gaussian multinomial, in whole numbers."""
-    n = int(sizes.sum())
-    ways = np.zeros((n**2 - int((sizes**2).sum())) // 2 + 1, dtype=object)
+    ways = np.zeros(n_pairs + 1, dtype=object)
     ways[0] = 1
-    for i in range(1, n + 1):  # times 1 - q^i
+    for i in range(1, int(sizes.sum()) + 1):  # times 1 - q^i
         ways[i:] -= ways[: len(ways) - i].copy() if i < len(ways) else 0
-    for size in sizes:
-        for i in range(1, int(size) + 1):  # over 1 - q^i
-            for start in range(i, len(ways), i):
-                ways[start : start + i] += ways[start - i : start - i + len(ways[start : start + i])]
-    total = sum(ways.tolist())
-    return np.array([float(w / total) for w in ways.tolist()])
+    for i in (i for size in sizes for i in range(1, int(size) + 1)):  # over 1 - q^i
+        for start in range(i, len(ways)):
+            ways[start] += ways[start - i]
+    return (ways / ways.sum()).astype(np.float64)

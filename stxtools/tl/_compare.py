@@ -15,7 +15,7 @@ from stxtools._validate import categories, check_adata, check_seed, listing
 from stxtools._warn import warn
 from stxtools.stats._subjects import MIN_SUBJECTS, compare_subjects
 
-from ._subject_values import MIN_OBS, Observed, effect_table, one_each
+from ._subject_values import MIN_OBS, SubjectValues, effect_table, value_per_unit
 
 KINDS = ("share", "contact", "expression")
 
@@ -66,31 +66,30 @@ def compare(
     seed = check_seed(random_state)
     conditions, condition_names = categories(adata, condition_key, "condition_key", min_classes=2)
     if reference is not None and (not isinstance(reference, str) or reference not in condition_names):
-        raise ValueError(f"`reference={reference!r}` is no condition; `adata.obs[{condition_key!r}]` has "
+        raise ValueError(f"`reference={reference!r}` is not a condition; `adata.obs[{condition_key!r}]` has "
                          f"{listing(condition_names)}.")  # fmt: skip
     base = 0 if reference is None else condition_names.index(reference)
-    seen = Observed(adata, subject_key, groupby, spatial_key, library_key)
-    one_each(seen.where.libs, conditions, condition_names, condition_key)
+    subjects = SubjectValues(adata, subject_key, groupby, spatial_key, library_key)
+    value_per_unit(subjects.where.libs, conditions, condition_names, condition_key)
     # a unit is a subject in a condition
-    here = (seen.subjects >= 0) & (conditions >= 0)
-    pairs, unit = np.unique(np.stack([seen.subjects, conditions])[:, here], axis=1, return_inverse=True)
+    known = (subjects.subjects >= 0) & (conditions >= 0)
     units = np.full(adata.n_obs, -1)
-    units[here] = unit
-    seen.count(adata, layer, units)
+    pairs, units[known] = np.unique(np.stack([subjects.subjects, conditions])[:, known], axis=1, return_inverse=True)
+    subjects.count(adata, layer, units)
 
     stage("comparing subjects")
     tables, within = [], []
     for other in range(len(condition_names)):
         if other == base or not {base, other} <= set(pairs[1].tolist()):
             continue
-        chosen, paired = _units(pairs, other, base, seen.subject_names, condition_names)
+        chosen, paired = _units(pairs, other, base, subjects.subject_names, condition_names)
         group = pairs[1, chosen] == other
-        parts = seen.shares(chosen), seen.contacts(chosen), seen.expression(chosen, (group, ~group))
+        parts = subjects.shares(chosen), subjects.contacts(chosen), subjects.expression(chosen, (group, ~group))
         for kind, (values, level, names) in zip(KINDS, parts, strict=True):
             if len(names):
-                found = _table(compare_subjects(values, group, level, seed, paired=paired), kind, names)
-                found.insert(0, "group", condition_names[other])
-                tables.append(found)
+                table = _table(compare_subjects(values, group, level, seed, paired=paired), kind, names)
+                table.insert(0, "group", condition_names[other])
+                tables.append(table)
         within += [condition_names[other]] * paired
     if not tables:
         raise ValueError(
@@ -98,36 +97,35 @@ def compare(
         )
     params = provenance(
         condition_key=condition_key, subject_key=subject_key, groupby=groupby, reference=condition_names[base],
-        min_obs=MIN_OBS, min_subjects=MIN_SUBJECTS, layer=layer, **seen.record, spatial_key=spatial_key,
-        library_key=seen.library_key, random_state=seed, compartments=seen.names, within_subjects=within,
+        min_obs=MIN_OBS, min_subjects=MIN_SUBJECTS, layer=layer, **subjects.record, spatial_key=spatial_key,
+        library_key=subjects.library_key, random_state=seed, compartments=subjects.names, within_subjects=within,
     )  # fmt: skip
-    found = {key: pd.concat(tables, ignore_index=True), f"{key}_params": params}
-    return Slots("tl.compare", uns=found).write(adata, copy)
+    uns = {key: pd.concat(tables, ignore_index=True), f"{key}_params": params}
+    return Slots("tl.compare", uns=uns).write(adata, copy)
 
 
 def _units(
     pairs: Ints, group: int, reference: int, subject_names: list[str], condition_names: list[str]
 ) -> tuple[Ints, bool]:
-    """Return the units of two conditions in the order of subjects, and whether they are pairs: subjects with both."""
+    """Return the units of two conditions by subject, and whether they are paired: of subjects with both."""
     chosen = np.flatnonzero(np.isin(pairs[1], [group, reference]))
-    found, times = np.unique(pairs[0, chosen], return_counts=True)
-    if times.max() == 1:
+    subjects, counts = np.unique(pairs[0, chosen], return_counts=True)
+    if counts.max() == 1:
         return chosen, False
-    alone = found[times == 1]
-    if len(alone):
+    unpaired = subjects[counts == 1]
+    if len(unpaired):
         warn(
             f"{condition_names[group]!r} and {condition_names[reference]!r} are compared within the "
-            f"{len(found) - len(alone)} subject(s) that have both; left out: "
-            f"{listing(subject_names[i] for i in alone)}.",
+            f"{len(subjects) - len(unpaired)} subject(s) that have both; left out: "
+            f"{listing(subject_names[i] for i in unpaired)}."
         )
-    return chosen[~np.isin(pairs[0, chosen], alone)], True
+    return chosen[~np.isin(pairs[0, chosen], unpaired)], True
 
 
-def _table(found: dict[str, Array], kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:
-    means = {name: np.exp2(found[name]) for name in ("mean_group", "mean_reference")}
-    table = effect_table(found | means, kind, names, "names", "logfoldchanges")
+def _table(columns: dict[str, Array], kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:
+    means = {name: np.exp2(columns[name]) for name in ("mean_group", "mean_reference")}
+    table = effect_table(columns | means, kind, names, "names", "logfoldchanges")
     if kind != "expression":
         return table
-    place = table["compartment"].map({name: i for i, name in enumerate(dict.fromkeys(table["compartment"]))})
-    effect = -table["logfoldchanges"].abs()
-    return table.iloc[np.lexsort((effect, table["pvals"].fillna(2.0), place))].reset_index(drop=True)
+    order = (-table["logfoldchanges"].abs(), table["pvals"].fillna(2.0), pd.factorize(table["compartment"])[0])
+    return table.iloc[np.lexsort(order)].reset_index(drop=True)

@@ -34,7 +34,7 @@ from stxtools.models.transport import (
 )
 from stxtools.stats._meta_analysis import adjust_bh
 
-from ._subject_values import one_each, time_of
+from ._subject_values import time_of, value_per_unit
 
 _STRUCTURE = 2.0  # weight of the distances along the region graph
 # price of mass without a counterpart: a compartment keeps half of its mass where it differs from its counterpart half
@@ -96,7 +96,7 @@ def track(
         raise ValueError(f"Section {lacking!r} has no time in `adata.obs[{time_key!r}]`; leave it out or give it one.")
     owner = np.full(len(libs), -1)
     if subject_key is not None:
-        owner = one_each(libs, *categories(adata, subject_key, "subject_key"), subject_key)
+        owner = value_per_unit(libs, *categories(adata, subject_key, "subject_key"), subject_key)
 
     rng = np.random.default_rng(seed)
     steps, time = np.unique(times, return_inverse=True)

@@ -15,7 +15,7 @@ from stxtools._types import Bools, Floats, Ints
 from stxtools._validate import Libraries, check_adata, check_seed
 from stxtools.stats._subjects import MIN_SUBJECTS, jonckheere, regress_subjects
 
-from ._subject_values import MIN_OBS, Observed, Values, effect_table, time_of
+from ._subject_values import MIN_OBS, SubjectValues, Values, effect_table, time_of
 
 KINDS = ("share", "area", "contact", "expression")
 
@@ -54,51 +54,50 @@ def trends(
     check_adata(adata, layer=layer, copy=copy)
     key = free_key(adata, "tl.trends", key_added, _keys.TRENDS, uns=["", "_params", "_values"])
     seed = check_seed(random_state)
-    seen = Observed(adata, subject_key, groupby, spatial_key, library_key)
-    times = time_of(adata, time_key, Libraries(seen.subject_names, seen.subjects), subject_key)
+    subjects = SubjectValues(adata, subject_key, groupby, spatial_key, library_key)
+    times = time_of(adata, time_key, Libraries(subjects.subject_names, subjects.subjects), subject_key)
 
     # subjects in the order of their times; those without one are left out
     order = np.argsort(times, kind="stable")[: np.isfinite(times).sum()]
     x, middle = times[order], (np.nanmin(times) + np.nanmax(times)) / 2
     sides = (x < middle, x > middle)
-    seen.count(adata, layer, seen.subjects)
+    subjects.count(adata, layer, subjects.subjects)
 
     stage("testing trends")
-    parts = (
-        seen.shares(order), _areas(seen, order), seen.contacts(order), seen.expression(order, sides),
-    )  # fmt: skip
+    areas = _areas(subjects, order)
+    parts = subjects.shares(order), areas, subjects.contacts(order), subjects.expression(order, sides)
     table = pd.concat([_table(p, x, sides, kind, seed) for kind, p in zip(KINDS, parts, strict=True) if p[2]])
     values = np.concatenate([part[0] for part in parts], axis=1).T.astype(np.float32)
-    frame = pd.DataFrame(values, columns=[f"s{i}" for i in range(len(x))])
+    values_table = pd.DataFrame(values, columns=[f"s{i}" for i in range(len(x))])
     params = provenance(
         time_key=time_key, subject_key=subject_key, groupby=groupby, min_obs=MIN_OBS, min_subjects=MIN_SUBJECTS,
-        layer=layer, **seen.record, spatial_key=spatial_key, library_key=seen.library_key, random_state=seed,
-        compartments=seen.names, subjects=[seen.subject_names[i] for i in order], times=x,
+        layer=layer, **subjects.record, spatial_key=spatial_key, library_key=subjects.library_key, random_state=seed,
+        compartments=subjects.names, subjects=[subjects.subject_names[i] for i in order], times=x,
     )  # fmt: skip
-    found = {key: table.reset_index(drop=True), f"{key}_values": frame, f"{key}_params": params}
-    return Slots("tl.trends", uns=found).write(adata, copy)
+    uns = {key: table.reset_index(drop=True), f"{key}_values": values_table, f"{key}_params": params}
+    return Slots("tl.trends", uns=uns).write(adata, copy)
 
 
-def _areas(seen: Observed, chosen: Ints) -> Values:
+def _areas(subjects: SubjectValues, chosen: Ints) -> Values:
     """Mean area of each compartment in the sections of each subject."""
-    where, used, sizes = seen.where, seen.cell >= 0, seen.sizes
+    where, used, sizes = subjects.where, subjects.cell >= 0, subjects.sizes
     area = observation_area(where.libs.codes, where.grids, where.meshes)
-    total = np.bincount(seen.cell[used], area[used], minlength=sizes.size).reshape(sizes.shape)[chosen]
-    pairs = np.unique(np.stack([seen.subjects, where.libs.codes], axis=1)[seen.subjects >= 0], axis=0)
+    total = np.bincount(subjects.cell[used], area[used], minlength=sizes.size).reshape(sizes.shape)[chosen]
+    pairs = np.unique(np.stack([subjects.subjects, where.libs.codes], axis=1)[subjects.subjects >= 0], axis=0)
     sections = np.bincount(pairs[:, 0], minlength=len(sizes))[chosen]
     known = (sizes[chosen] >= MIN_OBS) & (total > 0)
     mean = np.where(known, total, 1.0) / sections[:, None]
-    return np.where(known, np.log2(mean), np.nan), None, [(name, "") for name in seen.names]
+    return np.where(known, np.log2(mean), np.nan), None, [(name, "") for name in subjects.names]
 
 
 def _table(part: Values, x: Floats, sides: tuple[Bools, Bools], kind: str, seed: int) -> pd.DataFrame:
     values, level, names = part
-    found = regress_subjects(values, x, sides, level, seed)
+    columns = regress_subjects(values, x, sides, level, seed)
     known = np.isfinite(values)
     n = known.sum(axis=0)
-    centre = np.where(known, values, 0).sum(axis=0) / np.maximum(n, 1)
-    at = x @ known / np.maximum(n, 1)
-    found["pvals_order"] = np.where(np.isfinite(found["pvals"]), jonckheere(values, x), np.nan)
+    mean = np.where(known, values, 0).sum(axis=0) / np.maximum(n, 1)
+    x_mean = x @ known / np.maximum(n, 1)
+    columns["pvals_order"] = np.where(np.isfinite(columns["pvals"]), jonckheere(values, x), np.nan)
     for name, time in (("mean_start", x.min()), ("mean_end", x.max())):
-        found[name] = np.exp2(centre + found["effect"] * (time - at))
-    return effect_table(found | {"n_subjects": n}, kind, names, "feature", "slope")
+        columns[name] = np.exp2(mean + columns["effect"] * (time - x_mean))
+    return effect_table(columns | {"n_subjects": n}, kind, names, "feature", "slope")
