@@ -40,11 +40,11 @@ _STRUCTURE = 2.0  # weight of the distances along the region graph
 # price of mass without a counterpart: a compartment keeps half of its mass where it differs from its counterpart half
 # as much (squared) as compartments of one time from their nearest
 _SLACK = 0.36
-_MOST_PAIRS = 20  # of sections, between two times
+_MAX_PAIRS = 20  # of sections, between two times
 _PERMUTATIONS = 999
-_MOST_GENES = 1000  # those that vary most between regions
-_BEST = 3  # counterparts of a region that the table lists
-_LEAST = 0.05  # of a region's mass
+_N_GENES = 1000  # those that vary most between regions
+_N_COUNTERPARTS = 3  # of a region, in the table
+_MIN_SHARE = 0.05  # of a region's mass
 
 Plans = dict[tuple[int, int], Floats]  # by the two sections
 
@@ -88,65 +88,64 @@ def track(
     max_regions = check_int("max_regions", max_regions, minimum=2)
     if find_spec("ot") is None:
         raise ImportError("`st.tl.track` needs the package POT: `pip install 'stxtools[time]'`.")
-    inp = Regions(adata, regions_key, spatial_key, library_key)
-    libs = inp.where.libs
+    regions = Regions(adata, regions_key, spatial_key, library_key)
+    libs = regions.where.libs
     times = time_of(adata, time_key, libs, "library_key")
     if np.isnan(times).any():
-        lacking = libs.names[int(np.argmax(np.isnan(times)))]
-        raise ValueError(f"Section {lacking!r} has no time in `adata.obs[{time_key!r}]`; leave it out or give it one.")
-    owner = np.full(len(libs), -1)
+        missing = libs.names[int(np.argmax(np.isnan(times)))]
+        raise ValueError(f"Section {missing!r} has no time in `adata.obs[{time_key!r}]`; leave it out or give it one.")
+    subject = np.full(len(libs), -1)
     if subject_key is not None:
-        owner = value_per_unit(libs, *categories(adata, subject_key, "subject_key"), subject_key)
+        subject = value_per_unit(libs, *categories(adata, subject_key, "subject_key"), subject_key)
 
     rng = np.random.default_rng(seed)
     steps, time = np.unique(times, return_inverse=True)
-    tissue = Tissue(adata.uns[regions_key], inp, time, max_regions, seed)
-    pairs = [_pairs(time, step, owner, rng) for step in range(len(steps) - 1)]
+    graph = adata.uns[regions_key]
+    tissue = Tissue(graph, regions, time, max_regions, seed)
+    pairs = [_section_pairs(time, step, subject, rng) for step in range(len(steps) - 1)]
     plans: Plans = {}
     with progress(sum(map(len, pairs)), "matching sections", show_progress) as bar:
         for pair in chain.from_iterable(pairs):
             plans[pair] = tissue.plan(*pair)
             bar.update(1)
-    names = [str(c) for c in adata.uns[regions_key].obs["segment"].cat.categories]
-    of, n = tissue.nodes.compartment, len(names)
+    names = [str(c) for c in graph.obs["segment"].cat.categories]
     shared = []
     for step in pairs:
-        couplings = [(plans[i, j], of[tissue.rows(i)], of[tissue.rows(j)], tissue.weight(i), tissue.weight(j))
+        couplings = [(plans[i, j], tissue.compartments(i), tissue.compartments(j), tissue.weight(i), tissue.weight(j))
                      for i, j in step]  # fmt: skip
-        shared.append(shared_mass(couplings, (n, n), _PERMUTATIONS, rng))
-    lineage = _lineages(tissue, time, shared, n)
+        shared.append(shared_mass(couplings, (len(names), len(names)), _PERMUTATIONS, rng))
+    lineage = _lineages(tissue, time, shared, len(names))
 
     slots = Slots("tl.track")
     slots.uns[key] = {
         "links": pd.concat([_links(one, *two, names) for one, two in zip(shared, pairwise(steps), strict=True)],
                            ignore_index=True),
         "compartments": _compartments(tissue, shared, steps, lineage, names),
-        "regions": tissue.table(plans, libs.names),
+        "regions": tissue.counterparts(plans, libs.names),
         "params": provenance(
             time_key=time_key, subject_key=subject_key, regions_key=regions_key, max_regions=max_regions,
             spatial_key=spatial_key, random_state=seed,
-            library_key=stored_library_key(adata.uns[regions_key].uns["params"]), n_pairs=[len(step) for step in pairs],
+            library_key=stored_library_key(graph.uns["params"]), n_pairs=[len(step) for step in pairs],
         ),
     }  # fmt: skip
-    known = inp.region >= 0
+    known = regions.region >= 0
     codes = np.full(adata.n_obs, -1)
-    node = tissue.group[inp.region[known]]
-    codes[known] = lineage[tissue.nodes.time[tissue.nodes.section[node]], tissue.nodes.compartment[node]]
+    node = tissue.node[regions.region[known]]
+    codes[known] = lineage[time[tissue.nodes.section[node]], tissue.nodes.compartment[node]]
     slots.obs[key] = categorical(codes, [str(i + 1) for i in range(int(lineage.max()) + 1)])
     for name, forward in ((f"{key}_next", True), (f"{key}_previous", False)):
-        slots.obs[name] = inp.to_obs(tissue.kept(plans, forward=forward)[tissue.group])
+        slots.obs[name] = regions.to_obs(tissue.matched_share(plans, forward=forward)[tissue.node])
         slots.missing[f"obs/{name}"] = None
     return slots.write(adata, copy)
 
 
-def _pairs(time: Ints, step: int, owner: Ints, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Sections of a time and of the next to match: those of one subject where there are such, else a sample of all."""
+def _section_pairs(time: Ints, step: int, subject: Ints, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Pairs of sections of a time and the next: those of one subject where there are any, else a sample of all."""
     pairs = list(product(np.flatnonzero(time == step).tolist(), np.flatnonzero(time == step + 1).tolist()))
-    own = [(one, two) for one, two in pairs if owner[one] == owner[two] >= 0]
-    pairs = own or pairs
-    if len(pairs) <= _MOST_PAIRS:
+    pairs = [(i, j) for i, j in pairs if subject[i] == subject[j] >= 0] or pairs
+    if len(pairs) <= _MAX_PAIRS:
         return pairs
-    return [pairs[i] for i in np.sort(rng.choice(len(pairs), _MOST_PAIRS, replace=False))]
+    return [pairs[i] for i in np.sort(rng.choice(len(pairs), _MAX_PAIRS, replace=False))]
 
 
 def _lineages(tissue: Tissue, time: Ints, shared: list[Shared], n: int) -> Ints:
@@ -170,62 +169,65 @@ def _links(shared: Shared, start: float, end: float, names: list[str]) -> pd.Dat
         "pvals_adj": adjust_bh(shared.pvals[i, j]),
     })  # fmt: skip
     parts = [table]
-    for event, side, share, total in (
-        ("disappears", "source", shared.forward.sum(axis=1), shared.before),
-        ("appears", "target", shared.backward.sum(axis=0), shared.after),
+    for event, side, direction, share, total in (
+        ("disappears", "source", "forward", shared.forward.sum(axis=1), shared.before),
+        ("appears", "target", "backward", shared.backward.sum(axis=0), shared.after),
     ):
         lost = np.flatnonzero((total > 0) & (share < HALF))
-        ends = {"source": "", "target": "", side: label[lost]}
-        kept = {"forward" if side == "source" else "backward": 1 - share[lost]}
-        times = {"time_from": start, "time_to": end}
-        parts.append(pd.DataFrame({**times, **ends, "event": event, "mass": (total * (1 - share))[lost], **kept}))
+        columns = {"time_from": start, "time_to": end, "source": "", "target": "", "event": event}
+        columns |= {side: label[lost], "mass": (total * (1 - share))[lost], direction: 1 - share[lost]}
+        parts.append(pd.DataFrame(columns))
     return pd.concat([part for part in parts if len(part)], ignore_index=True)[list(table.columns)]
 
 
 def _compartments(tissue: Tissue, shared: list[Shared], steps: Floats, lineage: Ints, names: list[str]) -> pd.DataFrame:
     """Each compartment at each time: lineage, share of the sections, share of it with a counterpart on either side."""
-    share = [one.before for one in shared] + [shared[-1].after]
-    forward = [one.forward.sum(axis=1) for one in shared] + [np.full(len(names), np.nan)]
-    backward = [np.full(len(names), np.nan)] + [one.backward.sum(axis=0) for one in shared]
-    at, which = np.nonzero(lineage >= 0)
+    none = np.full(len(names), np.nan)
+    share = np.array([*(one.before for one in shared), shared[-1].after])
+    forward = np.array([*(one.forward.sum(axis=1) for one in shared), none])
+    backward = np.array([none, *(one.backward.sum(axis=0) for one in shared)])
+    time, compartment = known = np.nonzero(lineage >= 0)
     return pd.DataFrame({
-        "time": steps[at], "compartment": np.array(names, dtype=object)[which],
-        "lineage": np.array([str(x + 1) for x in lineage[at, which]], dtype=object),
-        "share": np.array(share)[at, which],
-        "previous": np.minimum(np.array(backward)[at, which], 1), "next": np.minimum(np.array(forward)[at, which], 1),
+        "time": steps[time], "compartment": np.array(names, dtype=object)[compartment],
+        "lineage": np.array([str(x + 1) for x in lineage[known]], dtype=object), "share": share[known],
+        "previous": np.minimum(backward[known], 1), "next": np.minimum(forward[known], 1),
     })  # fmt: skip
 
 
 class Tissue:
-    """Nodes of transport: regions or, where a section has more than ``most``, groups of regions of one compartment.
+    """Nodes of transport: regions or, where a section has more than ``max_regions``, groups of those of a compartment.
 
-    ``group`` is the node of each region; nodes have the name of their largest region; touching ones have ``edges``.
+    ``node`` is that of each region; a node has the name of its largest region; ``edges`` join touching nodes.
     """
 
-    def __init__(self, graph: AnnData, inp: Regions, time: Ints, most: int, seed: int) -> None:
+    def __init__(self, graph: AnnData, regions: Regions, time: Ints, max_regions: int, seed: int) -> None:
         size = np.asarray(graph.obs["n_obs"], dtype=np.float64)
         compartment = np.asarray(graph.obs["segment"].cat.codes, dtype=np.int64)
         xy = np.asarray(graph.obsm[_keys.SPATIAL], dtype=np.float64)
-        self.group = group = _joined(xy, size, inp.library, compartment, most, seed)
-        n = int(group.max()) + 1
-        member = sparse.csr_matrix((size, (group, np.arange(len(group)))), shape=(n, len(group)))
+        self.node = node = _merge_regions(xy, size, regions.library, compartment, max_regions, seed)
+        n = int(node.max()) + 1
+        member = sparse.csr_matrix((size, (node, np.arange(len(node)))), shape=(n, len(node)))
         total = np.asarray(member.sum(axis=1)).ravel()
-        largest = np.lexsort((-size, group))
-        first = largest[np.unique(group[largest], return_index=True)[1]]
+        by_size = np.lexsort((-size, node))
+        largest = by_size[np.unique(node[by_size], return_index=True)[1]]
         expression, mean = to_csr(graph.X), sparse.diags(1 / total) @ member
-        variable = np.sort(np.argsort(-column_moments(expression)[1], kind="stable")[:_MOST_GENES])
+        variable = np.sort(np.argsort(-column_moments(expression)[1], kind="stable")[:_N_GENES])
         means = np.asarray((mean @ expression[:, variable]).toarray(), dtype=np.float64)
-        self.nodes = Nodes(means, total, inp.library[first], compartment[first], time)
-        self.names, self.features = np.asarray(inp.names, dtype=object)[first], discriminant_features(self.nodes)
-        centre, touch = mean @ xy, ((member != 0) @ inp.adjacency @ (member != 0).T).tocoo()
-        apart = touch.row != touch.col
-        i, j = touch.row[apart], touch.col[apart]
+        self.nodes = Nodes(means, total, regions.library[largest], compartment[largest], time)
+        self.names, self.features = np.asarray(regions.names, dtype=object)[largest], discriminant_features(self.nodes)
+        centre, touching = mean @ xy, ((member != 0) @ regions.adjacency @ (member != 0).T).tocoo()
+        distinct = touching.row != touching.col
+        i, j = touching.row[distinct], touching.col[distinct]
         length = np.maximum(np.linalg.norm(centre[i] - centre[j], axis=1), 1e-12)
         self.edges = sparse.csr_matrix((length, (i, j)), shape=(n, n))
 
     def rows(self, section: int) -> Ints:
         """Nodes of a section."""
         return np.flatnonzero(self.nodes.section == section)
+
+    def compartments(self, section: int) -> Ints:
+        """Compartment of each node of a section."""
+        return self.nodes.compartment[self.rows(section)]
 
     def weight(self, section: int) -> Floats:
         """Share of each node in its section."""
@@ -236,10 +238,10 @@ class Tissue:
         """Mass that nodes of two sections share."""
         rows, weights = (self.rows(one), self.rows(two)), (self.weight(one), self.weight(two))
         cost = cdist(self.features[rows[0]], self.features[rows[1]], "sqeuclidean")
-        inside = [graph_distances(self.edges[r][:, r], w) for r, w in zip(rows, weights, strict=True)]
-        return couple(cost, (inside[0], inside[1]), weights, _STRUCTURE, _SLACK)
+        distances = [graph_distances(self.edges[r][:, r], w) for r, w in zip(rows, weights, strict=True)]
+        return couple(cost, (distances[0], distances[1]), weights, _STRUCTURE, _SLACK)
 
-    def kept(self, plans: Plans, *, forward: bool) -> Floats:
+    def matched_share(self, plans: Plans, *, forward: bool) -> Floats:
         """Share of the mass of each node with a counterpart at the next (or previous) time; NaN without such a time."""
         total, count = np.zeros(len(self.names)), np.zeros(len(self.names))
         for pair, plan in plans.items():
@@ -249,13 +251,13 @@ class Tissue:
             count[rows] += 1
         return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
 
-    def table(self, plans: Plans, libraries: list[str]) -> pd.DataFrame:
+    def counterparts(self, plans: Plans, libraries: list[str]) -> pd.DataFrame:
         """Best counterparts of every node, with the share of its mass that they take."""
         parts = []
         for (one, two), plan in plans.items():
             share = plan / self.weight(one)[:, None]
-            best = np.argsort(-share, axis=1, kind="stable")[:, :_BEST]
-            row, rank = np.nonzero(np.take_along_axis(share, best, axis=1) >= _LEAST)
+            best = np.argsort(-share, axis=1, kind="stable")[:, :_N_COUNTERPARTS]
+            row, rank = np.nonzero(np.take_along_axis(share, best, axis=1) >= _MIN_SHARE)
             column = best[row, rank]
             parts.append(pd.DataFrame({
                 "library_from": libraries[one], "library_to": libraries[two],
@@ -265,18 +267,17 @@ class Tissue:
         return pd.concat(parts, ignore_index=True)
 
 
-def _joined(xy: Floats, size: Floats, section: Ints, compartment: Ints, most: int, seed: int) -> Ints:
-    """Group of each region: itself, or one of about ``most`` compact groups within the compartments of its section."""
+def _merge_regions(xy: Floats, size: Floats, section: Ints, compartment: Ints, most: int, seed: int) -> Ints:
+    """Node of each region: itself, or one of about ``most`` compact groups within the compartments of its section."""
     from sklearn.cluster import KMeans
 
-    group, next_free = np.empty(len(xy), dtype=np.int64), 0
-    for code in np.unique(section):
-        here = np.flatnonzero(section == code)
-        for rows in (here[compartment[here] == c] for c in np.unique(compartment[here])):
-            k = len(rows) if len(here) <= most else max(1, int(most * len(rows) / len(here)))
-            if k < len(rows):
-                label = KMeans(k, n_init=1, random_state=seed).fit(xy[rows], sample_weight=size[rows]).labels_
-            else:
-                label = np.arange(k)
-            group[rows], next_free = next_free + label, next_free + k
-    return np.unique(group, return_inverse=True)[1].ravel().astype(np.int64)
+    node, n_nodes = np.empty(len(xy), dtype=np.int64), 0
+    for pair in np.unique(np.stack([section, compartment], axis=1), axis=0):
+        rows = np.flatnonzero((section == pair[0]) & (compartment == pair[1]))
+        n_regions = np.count_nonzero(section == pair[0])
+        k = len(rows) if n_regions <= most else max(1, int(most * len(rows) / n_regions))
+        means = KMeans(k, n_init=1, random_state=seed)
+        label = means.fit_predict(xy[rows], sample_weight=size[rows]) if k < len(rows) else np.arange(k)
+        node[rows] = n_nodes + label
+        n_nodes += k
+    return np.unique(node, return_inverse=True)[1].ravel().astype(np.int64)
