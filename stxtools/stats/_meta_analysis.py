@@ -38,7 +38,7 @@ def t_pvals(statistic: Floats, df: Floats, alternative: Alternative = "two-sided
 
 
 def signed_z(statistic: Floats, df: Floats) -> Floats:
-    """Normal quantiles with the tails of t statistics: comparable over degrees of freedom."""
+    """Return normal quantiles with the p-values of t statistics: comparable over degrees of freedom."""
     half = np.maximum(stats.t.logsf(np.abs(statistic), df), np.log(np.finfo(float).tiny))
     return np.sign(statistic) * np.maximum(-stats.norm.ppf(np.exp(half)), 0.0)
 
@@ -50,10 +50,9 @@ def adjust_bh(pvals: Floats, weights: Floats | None = None) -> Floats:
 
 
 def expression_weights(mean: Floats) -> Floats:
-    """Weights of genes by the root of their mean expression, with mean 1: so precise are fold changes of counts."""
+    """Weights of genes, with mean 1, by the root of their mean: the precision of fold changes of counts."""
     root = np.sqrt(mean)
-    middle = float(root.mean()) if len(root) else 0.0
-    return root / middle if middle > 0 else np.ones(len(root))
+    return root / root.mean() if root.any() else np.ones(len(root))
 
 
 def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:
@@ -67,13 +66,13 @@ def squeeze_variance(variance: Floats, df: Floats) -> tuple[float, float]:
     if spread <= 0:
         return float(np.exp(e.mean())), np.inf
     # 1 / y < trigamma(y) < 1 / y + 1 / y^2
-    most = (1.0 + np.sqrt(1.0 + 4.0 * spread)) / (2.0 * spread)
-    half = float(optimize.brentq(lambda y: polygamma(1, y) - spread, 0.5 / spread, 2.0 * most, rtol=1e-12))
+    upper = (1.0 + np.sqrt(1.0 + 4.0 * spread)) / (2.0 * spread)
+    half = float(optimize.brentq(lambda y: polygamma(1, y) - spread, 0.5 / spread, 2.0 * upper, rtol=1e-12))
     return float(np.exp(e.mean() + polygamma(0, half) - np.log(half))), 2.0 * half
 
 
 def posterior_variance(variance: Floats, df: Floats, expected: Floats, prior: float) -> Floats:
-    """Variances drawn towards the ``expected`` ones, which have ``prior`` degrees of freedom."""
+    """Return variances shrunken towards the ``expected`` ones, which have ``prior`` degrees of freedom."""
     return expected if np.isinf(prior) else (prior * expected + df * variance) / np.maximum(prior + df, 1e-12)
 
 
@@ -99,13 +98,13 @@ def combine_sections(
     k = known.sum(axis=0)
     v = np.where(known, variances, 1.0)
     typical = np.where(known, v, 0.0).sum(axis=0) / np.maximum(k, 1)
-    plain = np.where(known, 1.0 / v, 0.0)
-    q, _ = _heterogeneity(effects, plain)
+    precision = np.where(known, 1.0 / v, 0.0)
+    q, _ = _heterogeneity(effects, precision)
     several = k >= 2
     spread = 0.0
     if several.any():
-        total = plain.sum(axis=0)
-        scale = total - np.divide((plain**2).sum(axis=0), total, out=np.zeros_like(total), where=total > 0)
+        total = precision.sum(axis=0)
+        scale = total - np.divide((precision**2).sum(axis=0), total, out=np.zeros_like(total), where=total > 0)
         tau2 = (q - (k - 1))[several] / scale[several]  # DerSimonian & Laird (1986), not truncated
         spread = max(0.0, float(np.median(tau2 / typical[several])))
     weight = np.where(known, 1.0 / (v + spread * typical), 0.0)
@@ -140,10 +139,10 @@ def compare_libraries(group: Floats, reference: Floats, alternative: Alternative
     """Compare library means of two sets of libraries (libraries x genes) by a moderated t-test (Smyth 2004)."""
     k1, k0 = len(group), len(reference)
     effect = group.mean(axis=0) - reference.mean(axis=0)
-    rest = ((group - group.mean(axis=0)) ** 2).sum(axis=0) + ((reference - reference.mean(axis=0)) ** 2).sum(axis=0)
+    residual = sum(((side - side.mean(axis=0)) ** 2).sum(axis=0) for side in (group, reference))
     df = np.full(effect.shape, float(k1 + k0 - 2))
-    known = (rest > 0) | (effect != 0)
-    variance, moderated = rest / df, df.copy()
+    known = (residual > 0) | (effect != 0)
+    variance, moderated = residual / df, df.copy()
     if known.any():
         variance[known], moderated[known] = _moderate(variance[known], df[known])
     known &= variance > 0

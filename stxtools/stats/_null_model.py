@@ -23,13 +23,13 @@ N_PAIRS = 6000
 _POWERS = np.array([1.0, 1.5, 2.0])
 _NUGGETS = np.array([0.0, 0.03, 0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0])
 _MAX_GRID = 1024
-_FIELDS = 4  # random fields that are simulated at a time
-_BATCH = 64  # labels that are drawn at a time
+_FIELDS = 4  # random fields simulated at a time
+_BATCH = 64  # labels drawn at a time
 
 
 @dataclass(frozen=True)
 class LabelModel:
-    """A Gaussian random field, correlation ``(1 - nugget) exp(-(h / length) ** power)``; a ``fraction`` is inside."""
+    """Gaussian random field with correlation ``(1 - nugget) exp(-(h / length) ** power)``; a ``fraction`` is inside."""
 
     fraction: float
     length: float
@@ -39,7 +39,7 @@ class LabelModel:
 
 @dataclass(frozen=True)
 class LagPairs:
-    """Pairs of observations at fixed lags, with spacing and extent of the positions."""
+    """Pairs of observations at fixed lags, and quantiles of the distances between all."""
 
     spacing: float
     extent: float
@@ -69,15 +69,16 @@ def sample_lag_pairs(xy: Floats, rng: np.random.Generator) -> LagPairs:
     for b, h in enumerate(lags):
         i = rng.integers(0, n, size=N_PAIRS)
         angle = rng.uniform(0, 2 * np.pi, size=N_PAIRS)
-        off, near = tree.query(xy[i] + h * np.c_[np.cos(angle), np.sin(angle)], k=2)
-        own = near[:, 0] == i
-        j, miss = np.where(own, near[:, 1], near[:, 0]), np.where(own, off[:, 1], off[:, 0])
-        keep = (miss <= max(0.3 * h, 0.75 * spacing)) & (j != i)
+        errors, nearest = tree.query(xy[i] + h * np.c_[np.cos(angle), np.sin(angle)], k=2)
+        itself = nearest[:, 0] == i
+        j, error = (np.where(itself, two[:, 1], two[:, 0]) for two in (nearest, errors))
+        keep = (error <= max(0.3 * h, 0.75 * spacing)) & (j != i)
         pairs.append(np.stack([i, j, np.full(N_PAIRS, b)])[:, keep])
     first, second, lag = np.concatenate(pairs, axis=1)
-    one, two = rng.integers(0, n, size=(2, 4 * N_PAIRS))
-    distance, far = np.hypot(*(xy[first] - xy[second]).T), np.hypot(*(xy[one] - xy[two]).T)
-    return LagPairs(spacing, extent, first, second, lag, distance, np.quantile(far, (np.arange(400) + 0.5) / 400))
+    distance = np.hypot(*(xy[first] - xy[second]).T)
+    i, j = rng.integers(0, n, size=(2, 4 * N_PAIRS))
+    all_distances = np.quantile(np.hypot(*(xy[i] - xy[j]).T), (np.arange(400) + 0.5) / 400)
+    return LagPairs(spacing, extent, first, second, lag, distance, all_distances)
 
 
 def _binary_correlation(rho: Floats, fraction: float) -> Floats:
@@ -100,19 +101,19 @@ def fit_label_model(pairs: LagPairs, label: Bools) -> LabelModel:
     used = n_pairs >= 30
     product = np.bincount(pairs.lag, centred[pairs.first] * centred[pairs.second], minlength=N_LAGS)
     distance = np.bincount(pairs.lag, pairs.distance, minlength=N_LAGS)
-    found = product[used] / n_pairs[used] / (p * (1 - p))
+    observed = product[used] / n_pairs[used] / (p * (1 - p))
     h = distance[used] / n_pairs[used]
     # correlations at long lags vary most between regions: low weight without correlation
-    weight = 0.05 + np.clip(found, 0.0, 1.0)
+    weight = 0.05 + np.clip(observed, 0.0, 1.0)
     lengths = np.geomspace(0.3 * pairs.spacing, pairs.extent, 60)
     best, best_loss = LabelModel(p, float(lengths[0]), 2.0, 1.0), np.inf
     for power in _POWERS:
-        near = np.exp(-((h[None, :] / lengths[:, None]) ** power))
-        every = np.exp(-((pairs.all_distances[None, :] / lengths[:, None]) ** power))
+        at_lags = np.exp(-((h[None, :] / lengths[:, None]) ** power))
+        overall = np.exp(-((pairs.all_distances[None, :] / lengths[:, None]) ** power))
         for nugget in _NUGGETS:
-            mean = _binary_correlation((1 - nugget) * every, p).mean(axis=1, keepdims=True)
-            model = (_binary_correlation((1 - nugget) * near, p) - mean) / (1 - mean)
-            loss = (weight * (model - found) ** 2).sum(axis=1)
+            mean = _binary_correlation((1 - nugget) * overall, p).mean(axis=1, keepdims=True)
+            model = (_binary_correlation((1 - nugget) * at_lags, p) - mean) / (1 - mean)
+            loss = (weight * (model - observed) ** 2).sum(axis=1)
             k = int(np.argmin(loss))
             if loss[k] < best_loss:
                 best, best_loss = LabelModel(p, float(lengths[k]), float(power), float(nugget)), float(loss[k])
@@ -138,28 +139,28 @@ class LabelSampler:
         spectrum = np.clip(fft.rfft2(kernel).real, 0.0, None)
         self._filter = np.sqrt(spectrum).astype(np.float32)
         self._shape = (shape[0], shape[1])
-        at = (xy - low) / step
-        corner = np.minimum(at.astype(np.int64), np.array(shape) - 2)
-        frac = at - corner
+        position = (xy - low) / step
+        corner = np.minimum(position.astype(np.int64), np.array(shape) - 2)
+        frac = position - corner
         dx, dy = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
         columns = (corner[:, :1] + dx) * shape[1] + corner[:, 1:] + dy
         weights = np.abs(1 - dx - frac[:, :1]) * np.abs(1 - dy - frac[:, 1:])
         ends = 4 * np.arange(len(xy) + 1)
-        self._read = sparse.csr_matrix(
+        self._interpolate = sparse.csr_matrix(
             (weights.astype(np.float32).ravel(), columns.ravel(), ends), (len(xy), shape[0] * shape[1])
         )
 
     def draw(self, n_labels: int, rng: np.random.Generator) -> Iterator[Bools]:
         """Yield labels."""
-        n = int(self._read.shape[0])
-        memory = np.empty((min(_BATCH, n_labels), n), dtype=np.float32)
+        n = int(self._interpolate.shape[0])
+        buffer = np.empty((min(_BATCH, n_labels), n), dtype=np.float32)
         for start in range(0, n_labels, _BATCH):
-            values = memory[: n_labels - start]
+            values = buffer[: n_labels - start]
             for first in range(0, len(values), _FIELDS):
-                some = values[first : first + _FIELDS]
-                noise = rng.standard_normal((len(some), *self._shape), dtype=np.float32)
+                part = values[first : first + _FIELDS]
+                noise = rng.standard_normal((len(part), *self._shape), dtype=np.float32)
                 field = fft.irfft2(fft.rfft2(noise) * self._filter, s=self._shape)
-                some[:] = (self._read @ np.ascontiguousarray(field.reshape(len(some), -1).T)).T
+                part[:] = (self._interpolate @ np.ascontiguousarray(field.reshape(len(part), -1).T)).T
             if self.model.nugget > 0:
                 values *= np.float32(np.sqrt(1 - self.model.nugget))
                 for rows in chunks(n):
@@ -187,26 +188,26 @@ class PackedLabels:
         out = np.zeros((values.shape[1], 8 * n_bytes))
         for rows in chunks(len(values)):
             labels = np.unpackbits(self._bytes[rows, :n_bytes], axis=1, bitorder="little")
-            left = values[rows] if weight is None else weight[rows, None] * values[rows]
-            out += left.astype(np.float32, copy=False).T @ np.subtract(labels, self.share, dtype=np.float32)
+            weighted = values[rows] if weight is None else weight[rows, None] * values[rows]
+            out += weighted.astype(np.float32, copy=False).T @ np.subtract(labels, self.share, dtype=np.float32)
         return out
 
     def smooth(self, basis: SmoothBasis, n_labels: int) -> Floats:
-        """Return the same of smooth functions."""
+        """Return :meth:`sums` of smooth functions, computed once."""
         if self._smooth is None:
             self._smooth = self.sums(basis.values, 8 * self._bytes.shape[1])
         return self._smooth[:, : BITS * n_words(n_labels)]
 
 
 def n_words(n_labels: int) -> int:
-    """Words that hold labels."""
+    """Return the number of words that hold labels."""
     return -(-n_labels // BITS)
 
 
 class RegionDraws(PackedLabels):
-    """The tested side of a region and, after it, its random regions, the same for its complement.
+    """A region and, after it, its random regions; the same for its complement.
 
-    ``side`` is the one of the two without the first observation, ``flipped`` whether that is the complement.
+    The side without the first observation is tested; ``flipped``: that is the complement.
     """
 
     def __init__(self, xy: Floats, pairs: LagPairs, label: Bools, n_null: int, seed: Sequence[int]) -> None:

@@ -239,19 +239,17 @@ def compare_regions(
 
 def _describe(contrasts: Sequence[Contrast]) -> None:
     """Describe all contrasts and compute the moments of every gene in their views: one pass over the blocks."""
-    by_view: dict[SectionView, list[Contrast]] = {}
-    for c in contrasts:
-        by_view.setdefault(c.view, []).append(c)
-    moments: dict[SectionView, list[Moments]] = {view: [] for view in by_view}
-    described: dict[SectionView, list[list[Description]]] = {view: [] for view in by_view}
-    for _, view, section in _sections(list(by_view)):
-        moments[view].append(section.moments(view.basis))
-        described[view].append(section.describe([c.label for c in by_view[view]]))
+    views = list(dict.fromkeys(c.view for c in contrasts))
+    members = {view: [c for c in contrasts if c.view is view] for view in views}
+    blocks: dict[SectionView, list[tuple[Any, ...]]] = {view: [] for view in views}
+    for _, view, section in _sections(views):
+        described = section.describe([c.label for c in members[view]])
+        blocks[view].append((section.moments(view.basis), *described))
         del section
-    for view, of_view in by_view.items():
-        view.moments = concatenated(moments[view])
-        for c, parts in zip(of_view, zip(*described[view], strict=True), strict=True):
-            c.description = concatenated(parts)
+    for view in views:
+        view.moments, *descriptions = map(concatenated, zip(*blocks[view], strict=True))
+        for c, description in zip(members[view], descriptions, strict=True):
+            c.description = description
 
 
 def _sections(views: Sequence[SectionView]) -> Iterator[tuple[slice, SectionView, SectionExpression]]:

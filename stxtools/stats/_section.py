@@ -21,7 +21,7 @@ from ._tails import region_statistic, shrunken_kurtosis
 MIN_OBS = 3  # on each side; one or two spots have no correlogram
 PSEUDO = 1e-3  # expression units; keeps fold changes of absent genes finite
 FLATTER = 0.05  # factor on expression before the logarithm
-_AT_ONCE = 2_000_000  # values that are ranked at a time
+_MAX_RANKED = 2_000_000  # values that are ranked at a time
 ONE_COUNT = 1.0  # pseudocount under the root: one molecule at median depth
 
 
@@ -29,7 +29,7 @@ ONE_COUNT = 1.0  # pseudocount under the root: one molecule at median depth
 class RegionEffect:
     """Per gene: mean difference, its moments over random regions, t statistic, effective degrees of freedom.
 
-    A variance of 0 marks a gene without variance in the section; the kurtosis is shrunken.
+    Variance 0: the gene is constant in the section. The kurtosis is shrunken.
     """
 
     effect: Floats
@@ -43,7 +43,7 @@ class RegionEffect:
 
 @dataclass(frozen=True)
 class Description:
-    """Per gene: linear means (``mean``: of both sides), shares that express it, AUROC, effect to rank by."""
+    """Per gene: linear means (``mean``: of both sides), shares that express it, AUROC, effect for ranking."""
 
     mean_group: Floats
     mean_reference: Floats
@@ -74,7 +74,7 @@ class SectionExpression:
         return int(self.matrix.shape[0])
 
     def genes(self, basis: SmoothBasis, *, flat: bool) -> GeneSums:
-        """Return the genes as they are, or on a flatter logarithm, log(1 + x / 20), with sums over a view's ``basis``.
+        """Return the genes as they are, or ``flat``: as log(1 + x / 20), with sums over a view's ``basis``.
 
         The mean of log(1 + x) depends on depth; few observations dominate the mean of x. Power is best in between.
         """
@@ -89,7 +89,7 @@ class SectionExpression:
         return self._genes[flat]
 
     def moments(self, basis: SmoothBasis) -> Moments:
-        """Mean and variance of every gene, and how strong its smooth variation is."""
+        """Mean, variance and strength of smooth variation of every gene."""
         return Moments(*mean_and_variance(self.matrix), basis.strengths(self.genes(basis, flat=True)))
 
     def describe(self, labels: Sequence[Bools]) -> list[Description]:
@@ -102,8 +102,8 @@ class SectionExpression:
         nonzero = np.split(gene_sums(self.matrix, sides, lambda x: (x != 0).astype(np.float32)), 2, axis=1)
         root = np.split(self.root_means(np.concatenate([inside, ~inside], axis=1)), 2, axis=1)
         both = (mean[0] * n1 + mean[1] * n0) / len(self)
-        found = (*mean, both, *nonzero, aurocs(self.matrix, labels), root[0] - root[1])
-        return [Description(*(x[:, i].copy() for x in found)) for i in range(len(labels))]
+        columns = (*mean, both, *nonzero, aurocs(self.matrix, labels), root[0] - root[1])
+        return [Description(*(x[:, i].copy() for x in columns)) for i in range(len(labels))]
 
     def root_means(self, labels: Bools) -> Floats:
         """Square root of every gene's pooled expression over each label (a column): stabilises the variance."""
@@ -113,25 +113,25 @@ class SectionExpression:
 
 
 def test_region(
-    correlate: PartialCorrelation, n_null: int, n_obs: int, model: LabelModel, alternative: Alternative | None
+    correlation: PartialCorrelation, n_null: int, n_obs: int, model: LabelModel, alternative: Alternative | None
 ) -> RegionEffect:
     """Test every gene for a region, the first of its labels, against ``n_null`` random regions.
 
     Without an ``alternative`` the test is the t-test of a correlation.
     """
-    square, cube, fourth = np.zeros((3, len(correlate.known)))
+    square, cube, fourth = np.zeros((3, len(correlation.known)))
     for first in range(0, n_null + 1, BITS):
-        null, spread = correlate(slice(first, min(first + BITS, n_null + 1)))
+        null, residual = correlation(slice(first, min(first + BITS, n_null + 1)))
         if first == 0:
-            r, label_ss, null = null[:, 0], spread[:, 0], null[:, 1:]
+            r, label_ss, null = null[:, 0], residual[:, 0], null[:, 1:]
         squares = null * null
         square += squares.sum(axis=1)
         cube += np.einsum("gb,gb->g", squares, null)
         fourth += np.einsum("gb,gb->g", squares, squares)
-    known = correlate.known & (square > 0)
+    known = correlation.known & (square > 0)
     null_variance = np.where(known, square / n_null, 1.0)
     # the correlation has null variance 1 / (n_eff - 1) (Dutilleul 1993), at least that of white noise
-    df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n_obs - 2.0 - correlate.n_covariates, 1.0))
+    df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n_obs - 2.0 - correlation.n_covariates, 1.0))
     r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
     skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
     kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
@@ -140,7 +140,7 @@ def test_region(
         statistic = r * np.sqrt(df / (1.0 - r**2))
     else:
         statistic = region_statistic(r, df, skewness, kurtosis, one_sided=alternative != "two-sided")
-    ratio = np.where(known, correlate.residual / label_ss, 0.0)
+    ratio = np.where(known, correlation.residual / label_ss, 0.0)
     return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, model)
 
 
@@ -162,7 +162,7 @@ def aurocs(matrix: sparse.csr_matrix, labels: Sequence[Bools]) -> Floats:
     ends = by_gene.indptr.astype(np.int64)
     first = 0
     while first < len(out):  # blocks of genes: sorting takes eight times the memory of the values
-        last = max(first + 1, int(np.searchsorted(ends, ends[first] + _AT_ONCE, side="right")) - 1)
+        last = max(first + 1, int(np.searchsorted(ends, ends[first] + _MAX_RANKED, side="right")) - 1)
         ranks, zero_rank = midranks(row_view(by_gene, slice(first, last)))
         ones = np.broadcast_to(1.0, ranks.data.shape)
         stored = sparse.csr_matrix((ones, ranks.indices, ranks.indptr), shape=ranks.shape) @ inside

@@ -1,7 +1,7 @@
 """Tails of a correlation over random regions: Pearson's type I, matched to skewness and kurtosis (Pitman 1937).
 
-The t-test's hold in the centre only: a large region has few possible patterns, which bounds the correlations, and a
-gene expressed in a few patches is skewed.
+Those of the t-test hold in the centre only: a large region has few possible patterns, which bounds the correlations,
+and a gene expressed in a few patches is skewed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def region_statistic(r: Floats, df: Floats, skewness: Floats, kurtosis: Floats, 
     A beta distribution is bounded and its moments are estimates: no p-value is below the square of the t-test's.
     The null variance of r is 1 / (df + 1).
     """
-    plain = 2.0 * stats.t.sf(np.abs(r) * np.sqrt(df / (1.0 - r**2)), df)
-    half = _half_tail(r * np.sqrt(df + 1.0), skewness, kurtosis, plain, one_sided)
+    t_pvals = 2.0 * stats.t.sf(np.abs(r) * np.sqrt(df / (1.0 - r**2)), df)
+    half = _half_tail(r * np.sqrt(df + 1.0), skewness, kurtosis, t_pvals, one_sided)
     return np.sign(r) * np.maximum(stats.t.isf(half, df), -np.inf if one_sided else 0.0)
 
 
@@ -60,7 +60,7 @@ def normal_scores(z: Floats, skewness: Floats, kurtosis: Floats, *, one_sided: b
     return np.sign(z) * np.maximum(stats.norm.isf(half), -np.inf if one_sided else 0.0)
 
 
-def _half_tail(z: Floats, skewness: Floats, kurtosis: Floats, plain: Floats, one_sided: bool) -> Floats:
-    """Half of a p-value that is at least the square of the ``plain`` one."""
+def _half_tail(z: Floats, skewness: Floats, kurtosis: Floats, usual: Floats, one_sided: bool) -> Floats:
+    """Half of a p-value that is at least the square of the ``usual`` one."""
     pvals = beta_tails(z, skewness, kurtosis, one_sided=one_sided)
-    return 0.5 * np.clip(np.maximum(pvals, plain**2 / (1 + one_sided)), 1e-300, 2.0)
+    return 0.5 * np.clip(np.maximum(pvals, usual**2 / (1 + one_sided)), 1e-300, 2.0)
