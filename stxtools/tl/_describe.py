@@ -164,7 +164,7 @@ def _test(
     if not designs or not features.names:
         return pd.DataFrame()
     outcomes = compare(
-        features, designs, codes, where.libs, where.xy, obs_names, Covariates(), both=False,
+        features, designs, codes, where, obs_names, Covariates(), both=False,
         unweighted=kind == CONTACT, **options,  # a border is a strip: smooth variation along it must count
     )  # fmt: skip
     tables = []

@@ -29,43 +29,24 @@ from stxtools.stats._section import MIN_OBS
 from ._attribution import load_models, model_attributions, reads_regions
 from ._design import chosen_groups, compare, testable, warn_single
 from ._probe import probe_attributions
-from ._protect import METHODS as PROTECTIONS
 from ._protect import TestData
 from ._table import design_table, scanpy_twin, sort_genes
 
 if TYPE_CHECKING:
     from stxtools.models import Segmenter, TissueNet
 
-_METHODS = ("random_regions",)
-
 
 @documented
 @progress_bar({"segment": 16, "attributing genes": 2, "testing genes": 5})
 def biomarkers(
-    adata: AnnData,
-    groupby: str,
-    *,
-    groups: Literal["all"] | Sequence[str] = "all",
-    reference: str = "rest",
-    alternative: Literal["two-sided", "greater", "less"] = "two-sided",
-    covariates: str | Sequence[str] | None = None,
-    protect: Literal["thinning"] | None = "thinning",
-    attribution_model: str
-    | os.PathLike[str]
-    | Segmenter
-    | TissueNet
-    | Sequence[str | os.PathLike[str] | Segmenter | TissueNet]
-    | None = None,
-    layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None,
-    method: str = "random_regions",
-    n_null: int = 400,
-    key_added: str | None = None,
-    random_state: int = 0,
-    show_progress: bool | None = None,
+    adata: AnnData, groupby: str, *, groups: Literal["all"] | Sequence[str] = "all", reference: str = "rest",
+    alternative: Literal["two-sided", "greater", "less"] = "two-sided", covariates: str | Sequence[str] | None = None,
+    protect: Literal["thinning"] | None = "thinning", attribution_model: str | os.PathLike[str] | Segmenter | TissueNet
+    | Sequence[str | os.PathLike[str] | Segmenter | TissueNet] | None = None, layer: str | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, method: str = "random_regions",
+    n_null: int = 400, key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None,
     copy: bool = False,
-) -> AnnData | None:
+) -> AnnData | None:  # fmt: skip
     """Rank the genes that mark each group, with a false discovery rate that holds on tissue.
 
     Neighbouring spots are alike: a smooth region differs from the rest in many genes by chance. A mean difference is
@@ -113,8 +94,8 @@ def biomarkers(
     >>> table = st.get.biomarkers(adata, fdr=0.05)
     """
     check_adata(adata, min_obs=2 * MIN_OBS, layer=layer, copy=copy)
-    check_choice("method", method, _METHODS)
-    check_choice("protect", protect, PROTECTIONS)
+    check_choice("method", method, ("random_regions",))
+    check_choice("protect", protect, ("thinning", None))
     check_choice("alternative", alternative, get_args(Alternative))
     n_null = check_int("n_null", n_null, minimum=MIN_NULL)
     seed = check_seed(random_state)
@@ -124,15 +105,15 @@ def biomarkers(
     check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params", _keys.twin(key)])
     library_key = inherited_library_key(adata, groupby) if library_key is None else library_key
     where = Geometry(adata, spatial_key, library_key, raster=False)
-    xy, libs, names = where.xy, where.libs, named.names
+    libs, names = where.libs, named.names
     adjusted_for = covariate_names(covariates)
     adjusters = Covariates(COMPOSITION in adjusted_for, covariate_columns(adata, adjusted_for, groupby))
     chosen = chosen_groups(groups, reference, names, groupby)
     models = load_models(attribution_model)
     regions = Regions(adata, _keys.REGIONS, spatial_key) if any(map(reads_regions, models)) else None
 
-    tested = TestData(adata, groupby, named, layer, protect, seed, show_progress)
-    codes = tested.codes
+    data = TestData(adata, groupby, named, layer, protect, seed, show_progress)
+    codes = data.codes
     ref = None if reference == "rest" else names.index(reference)
     planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs)) for name in chosen]
     designs = testable(planned, reference, groupby, explicit=not isinstance(groups, str))
@@ -145,14 +126,14 @@ def biomarkers(
             "within libraries."
         )
 
-    blocks, observations = GeneBlocks(tested.read), np.asarray(adata.obs_names, dtype=str)
+    blocks, observations = GeneBlocks(data.read), np.asarray(adata.obs_names, dtype=str)
     stage("attributing genes")
     if models:
-        attributions = model_attributions(tested.adata, models, designs, codes, reference, tested.layer, where, regions)
+        attributions = model_attributions(data.adata, models, designs, codes, reference, data.layer, where, regions)
     else:
         attributions = probe_attributions(blocks, codes, libs.codes, designs, seed)
     outcomes = compare(
-        blocks, designs, codes, libs, xy, observations, adjusters, n_null=n_null, seed=seed,
+        blocks, designs, codes, where, observations, adjusters, n_null=n_null, seed=seed,
         show_progress=show_progress, alternative=alternative,
     )  # fmt: skip
     gene_names = np.asarray(adata.var_names, dtype=str).astype(object)
@@ -175,9 +156,9 @@ def biomarkers(
     slots.uns[f"{key}_params"] = provenance(
         groupby=groupby, groups=[d.name for d in designs], reference=compared_with, alternative=alternative,
         covariates=adjusted_for or None,
-        protect=protect, protected=tested.protected,
+        protect=protect, protected=data.protected,
         attribution=f"{len(models)} model(s)" if models else "linear probe",
-        attribution_agreement=np.array(agreement, dtype=np.float64), layer=layer, **tested.record,
+        attribution_agreement=np.array(agreement, dtype=np.float64), layer=layer, **data.record,
         spatial_key=spatial_key, library_key=library_key, method=method, n_null=n_null, random_state=seed,
         design=np.array([d.kind for d in designs], dtype=object),
         correlation_length=np.array([o.length for o in outcomes], dtype=np.float64), libraries=libs.names,

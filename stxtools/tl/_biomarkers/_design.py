@@ -11,8 +11,7 @@ import numpy as np
 from stxtools._checks import listing
 from stxtools._progress import progress
 from stxtools._spatial.points import position_order
-from stxtools._types import Array, Floats, Ints
-from stxtools._validate import Libraries
+from stxtools._types import Array, Ints
 from stxtools._warn import warn
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import Design, Outcome, compare_between, outcome_within
@@ -21,6 +20,7 @@ from stxtools.stats._section import MIN_OBS
 
 if TYPE_CHECKING:
     from stxtools._data.expression import GeneBlocks
+    from stxtools._data.sections import Geometry
     from stxtools.stats._meta_analysis import Alternative
     from stxtools.tl._describe import Features
 
@@ -74,20 +74,19 @@ def warn_single(designs: list[Design], groupby: str, library_key: str | bool | N
 
 
 def compare(
-    expression: GeneBlocks | Features, designs: list[Design], codes: Ints, libs: Libraries, xy: Floats,
-    names: Array, covariates: Covariates, *, n_null: int, seed: int, show_progress: bool | None,
+    expression: GeneBlocks | Features, designs: list[Design], codes: Ints, where: Geometry, names: Array,
+    covariates: Covariates, *, n_null: int, seed: int, show_progress: bool | None,
     alternative: Alternative = "two-sided", both: bool = True, unweighted: bool = False,
 ) -> list[Outcome]:  # fmt: skip
     """Test every design; results do not depend on the order of rows.
 
     ``both``: answer the other question, too. ``unweighted``: smooth variation is not weighed down, as on strips.
     """
-    everything = SectionView(
-        expression, np.arange(len(xy)), xy, seed, expression.depth, covariates, expression.n_genes, unweighted
-    )
-    order = position_order(xy, names)
+    rows, depth, n_genes = np.arange(len(codes)), expression.depth, expression.n_genes
+    everything = SectionView(expression, rows, where.xy, seed, depth, covariates, n_genes, unweighted)
+    order = position_order(where.xy, names)
     order = order[codes[order] >= 0]
-    views = [everything.take(order[libs.codes[order] == i]) for i in range(len(libs))]
+    views = [everything.take(order[where.libs.codes[order] == i]) for i in range(len(where.libs))]
     questions = (covariates.composition, not covariates.composition)[: 1 + both]
 
     def contrast(design: Design, i: int) -> Contrast:

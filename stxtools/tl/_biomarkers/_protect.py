@@ -22,7 +22,6 @@ from stxtools._types import Bools, Floats32, Ints
 from stxtools._validate import Labels, categories, check_in, stored_library_key
 from stxtools._warn import warn
 
-METHODS = ("thinning", None)
 _MIN_EXPLAINED = 0.9  # share of a stored PCA's variance that a PCA of the counts must explain to be the same
 _SEGMENT = "found_again"  # the column that holds the groups of one half of the counts
 _MIN_AGREEMENT = 0.8  # below this Rand index the groups of half the counts are not those of all of them
