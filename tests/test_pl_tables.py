@@ -212,6 +212,9 @@ def test_stability_marks_the_number_that_was_taken(make_section):
     ax = st.pl.stability(adata)
     assert [list(line.get_xdata()) for line in ax.lines] == [[2, 3, 4], [3]], "one segment is not chosen by BIC"
     assert ax.lines[1].get_ydata()[0] == 3.0
+    _, own = plt.subplots()
+    own.set_title("mine")
+    assert st.pl.stability(adata, ax=own).get_title() == "mine"
     del adata.uns["segment"]["stability"]
     with pytest.raises(KeyError, match="n_segments"):
         st.pl.stability(adata)

@@ -58,8 +58,12 @@ def tissue_map(
     xy = np.concatenate([panel.xy + shift for panel, shift in zip(panels, shifts, strict=True)])
     meta: dict[str, Any] = {"n": len(order), "sections": sections, "colors": [], "genes": []}
     blocks = {"xy": _pack(xy.astype(np.float32)), "names": _pack([str(name) for name in adata.obs_names[order]])}
-    for column, label in _columns(adata, key, [params.get("labels_key"), *color]).items():
-        _add_column(meta, blocks, adata, column, label, order)
+    labels = {key: "Segment", _keys.confidence(key): "Confidence", _keys.REGION_ID: "Region",
+              _keys.ATTENTION: "Attention"}  # fmt: skip
+    columns: list[Any] = [*labels, params.get("labels_key"), *color]
+    for column in dict.fromkeys(columns):
+        if column in adata.obs:
+            _add_column(meta, blocks, adata, column, labels.get(column, column), order)
     expression = _read_expression(adata, layer)
     if genes is None:
         genes = [] if expression is None else _leading_genes(adata, biomarkers, expression)
@@ -97,15 +101,6 @@ def _image(adata: AnnData, panel: Panel, shift: Floats) -> dict[str, Any] | None
         box = [shift[0], shift[1], shift[0] + width / scale, shift[1] + height / scale]
         return {"src": "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), "box": box}
     return None
-
-
-def _columns(adata: AnnData, key: str, others: Sequence[str | None]) -> dict[str, str]:
-    """Return the columns of ``obs`` that can colour the map, with their labels."""
-    results = {
-        key: "Segment", _keys.confidence(key): "Confidence", _keys.REGION_ID: "Region", _keys.ATTENTION: "Attention",
-    }  # fmt: skip
-    names = {column: label for column, label in results.items() if column in adata.obs}
-    return names | {str(c): str(c) for c in others if c is not None and c in adata.obs and c not in names}
 
 
 def _add_column(

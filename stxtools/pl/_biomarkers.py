@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Literal
 
@@ -79,8 +79,7 @@ def biomarkers(
     """
     check_choice("kind", kind, ("ranked", "volcano"))
     table, groups = _tested_groups(adata, key, group, n_genes)
-    stored = adata.uns.get(f"{key}_params")
-    params = stored if isinstance(stored, Mapping) else {}
+    params = adata.uns.get(f"{key}_params", {})
     reference = str(params.get("reference", "rest"))
     names, choose = [f"{name} vs. {reference}" for name in groups], f"`group={next(iter(groups))!r}`"
     if kind == "volcano":

@@ -25,7 +25,6 @@ from . import _base, _legend
 from ._legend import MISSING, category_codes, colors_of, rgba
 from ._sections import Panel, draw_spots, microns_per_unit, panels_of, section_axes
 
-_SIZE_MIN, _SIZE_MAX = 0.001, 100.0
 _NODE_MIN, _NODE_MAX = 12.0, 320.0  # area of a node, points^2
 _NODES_TOTAL = 6400.0  # area of all nodes of a panel, points^2: about a twentieth of the panel
 _WIDTH_MIN, _WIDTH_MAX = 0.4, 5.0  # width of an edge, points
@@ -66,7 +65,7 @@ def segment(
     """
     call = "multitask(adata, ...)" if str(key).endswith("_pred") else "segment(adata)"
     check_in(adata, "obs", key, "key", f"Run `st.tl.{call}` first, or name another column.")
-    size = check_number("size", size, minimum=_SIZE_MIN, maximum=_SIZE_MAX)
+    size = check_number("size", size, minimum=0.001, maximum=100.0)
     params = _base.params_of(adata.uns.get(key))
     panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key, library=library)
     codes, names = category_codes(adata, key)
