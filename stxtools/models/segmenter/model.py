@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Unpack
 
 import numpy as np
@@ -31,7 +32,7 @@ from .calibration import class_sizes, offsets_for_all, share_offsets, tempered
 from .pseudo_labels import agreement, pseudo_labels_from_clustering, pseudo_labels_from_labels, target_rasters
 
 _REORDERINGS, _BIAS_STEPS = 4, 16  # attempts to number the classes by size: by their order, then by their biases
-_LEARNED, _GAIN, _TURNS = 0.9, 0.01, 5  # training is repeated until so much agrees with the targets, or gains no more
+_LEARNED, _GAIN = 0.9, 0.01  # training is repeated until so much agrees with the targets, or gains no more
 _PIXELS = 500  # from which each step of a repetition learns: those of one view of small tissue are too few
 _CONSENSUS_SEED = 0  # fixed: the consensus is a property of the data
 
@@ -239,10 +240,10 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             self._pretrain(net.unet, tensors, run)
         epochs = p.epochs or default_epochs(tensors, view_size(tensors, net.unet.stride, p.view_size))
         predicted, best, judged = [], -1.0, validation_loader(tensors)
-        for turn in range(1 if p.epochs else _TURNS):
+        for turn in count():
             self.net, before = None, {name: value.clone() for name, value in net.state_dict().items()}
             task = SegmentationTask(net, Training(epochs, p.patience, lr=p.lr, weight_decay=p.weight_decay))
-            views = self._views(tensors, net.unet, run["random_state"] + _TURNS * turn, least=_PIXELS if turn else 0)
+            views = self._views(tensors, net.unet, run["random_state"] + 5 * turn, least=_PIXELS if turn else 0)
             done = sum(row["stage"] == "segment" for row in self.history)
             rows = run_training(task, views, judged, stage="segment", desc="training the U-Net", **run)
             self.history += [{**row, "epoch": row["epoch"] + done} for row in rows]
@@ -254,7 +255,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
                 net.load_state_dict(before)
                 break
             best, predicted = agreed, now
-            if agreed >= _LEARNED or gain < _GAIN:
+            if p.epochs or agreed >= _LEARNED or gain < _GAIN:
                 break
         return predicted
 
