@@ -63,6 +63,12 @@ def test_a_part_of_what_was_segmented(two_sections: ad.AnnData) -> None:
     assert sorted(sdata.tables["regions"].obs_names) == sorted(one.obs["region_id"].unique())
 
 
+def test_no_element_is_lost_to_another_of_its_name(two_sections: ad.AnnData) -> None:
+    two_sections.uns["observations"] = two_sections.uns.pop("segment")
+    with pytest.raises(ValueError, match="Two elements would have the name 'observations_lib0'"):
+        st.io.to_spatialdata(two_sections, "library")
+
+
 def test_elements_lie_where_the_observations_are(two_sections: ad.AnnData) -> None:
     sdata = st.io.to_spatialdata(two_sections)
     assert {"segment_lib0", "segment_lib1"} <= set(sdata.labels)

@@ -61,7 +61,7 @@ def to_spatialdata(
     keys = [key for key, entry in adata.uns.items() if isinstance(entry, Mapping) and _keys.MASKS in entry]
     regions = adata.uns.get(_keys.REGIONS)
     records = [adata.uns[key].get("params", {}) for key in keys]
-    records += [regions.uns.get("params", {})] if hasattr(regions, "obsm") else []
+    records += [regions.uns.get("params", {})] if isinstance(regions, AnnData) else []
     if library_key is None:
         library_key = next((found for found in map(stored_library_key, records) if found is not None), None)
     elements = _Elements(Geometry(adata, spatial_key, library_key))
@@ -71,10 +71,9 @@ def to_spatialdata(
     elements.add_observations(table)
     for key in keys:
         elements.add_masks(key, adata.uns[key][_keys.MASKS])
-    tables = {"table": table}
-    if hasattr(regions, "obsm"):
-        tables["regions"] = elements.add_regions(regions, adata.obs[_keys.region_id(_keys.REGIONS)])
-    return SpatialData(images=elements.images, labels=elements.labels, shapes=elements.shapes, tables=tables)
+    if isinstance(regions, AnnData):
+        elements.add_regions(regions, adata.obs[_keys.region_id(_keys.REGIONS)])
+    return SpatialData.init_from_elements(elements.by_name)
 
 
 @filled
@@ -120,21 +119,12 @@ class _Elements:
         from spatialdata import models
 
         self.geometry, self.models = geometry, models
-        self.images: dict[str, Any] = {}
-        self.labels: dict[str, Any] = {}
-        self.shapes: dict[str, Any] = {}
+        self.by_name: dict[str, Any] = {}
 
-    def _annotate(self, table: AnnData, element: Any, instance: Any) -> AnnData:
-        table.obs[REGION_KEY] = pd.Categorical(element)
-        table.obs[INSTANCE_KEY] = instance
-        regions = list(table.obs[REGION_KEY].cat.categories)
-        return self.models.TableModel.parse(table, region=regions, region_key=REGION_KEY, instance_key=INSTANCE_KEY)
-
-    def _name(self, name: str, library: str) -> str:
-        return name if len(self.geometry.libs) == 1 else f"{name}_{_clean(library)}"
-
-    def _transformations(self, library: str, scale: float = 1.0, origin: Any = None) -> dict[str, Any]:
-        """Return the transformations of an element with ``scale`` pixels per unit; ``origin``: centre of the first."""
+    def _add(
+        self, name: str, model: Any, data: Any, library: str, scale: float = 1.0, origin: Any = None, **options: Any
+    ) -> None:
+        """Add an element with ``scale`` pixels per unit; ``origin`` is the centre of the first pixel."""
         from spatialdata.transformations import Identity, Scale, Sequence, Translation
 
         transformation: Any = Identity()
@@ -142,7 +132,22 @@ class _Elements:
             corner = np.asarray(origin, dtype=float) - 0.5 / scale
             transformation = Sequence([Scale([1 / scale] * 2, axes=("x", "y")), Translation(corner, axes=("x", "y"))])
         systems = [GLOBAL] if len(self.geometry.libs) == 1 else [GLOBAL, library]
-        return dict.fromkeys(systems, transformation)
+        self._put(name, model.parse(data, transformations=dict.fromkeys(systems, transformation), **options))
+
+    def _put(self, name: str, element: Any) -> None:
+        if name in self.by_name:
+            raise ValueError(f"Two elements would have the name {name!r}; rename the result or section of that name.")
+        self.by_name[name] = element
+
+    def _add_table(self, name: str, table: AnnData, element: Any, instance: Any) -> None:
+        table.obs[REGION_KEY] = pd.Categorical(element)
+        table.obs[INSTANCE_KEY] = instance
+        regions = list(table.obs[REGION_KEY].cat.categories)
+        keys = {"region_key": REGION_KEY, "instance_key": INSTANCE_KEY}
+        self._put(name, self.models.TableModel.parse(table, region=regions, **keys))
+
+    def _name(self, name: str, library: str) -> str:
+        return name if len(self.geometry.libs) == 1 else f"{name}_{_clean(library)}"
 
     def add_images(self, table: AnnData) -> None:
         """Move images from ``uns["spatial"]`` into elements, whose names replace them."""
@@ -153,37 +158,33 @@ class _Elements:
                 scale = float(entry[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef", 0))
                 if scale > 0 and np.ndim(image) in (2, 3):
                     pixels = np.asarray(image)
+                    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
                     entry[_keys.IMAGES][name] = element = _clean(f"{library}_{name}")
-                    self.images[element] = self.models.Image2DModel.parse(
-                        pixels[..., None] if pixels.ndim == 2 else pixels, dims=("y", "x", "c"),
-                        transformations=self._transformations(library, scale, (0.0, 0.0)),
-                    )  # fmt: skip
+                    self._add(
+                        element, self.models.Image2DModel, pixels, library, scale, (0.0, 0.0), dims=("y", "x", "c")
+                    )
 
     def add_observations(self, table: AnnData) -> None:
-        """Add circles, and let the table annotate them."""
+        """Add circles, and the table that annotates them."""
         element = np.empty(table.n_obs, dtype=object)
         geometry = self.geometry
         for library, rows, spacing in zip(geometry.libs.names, geometry.parts, geometry.spacings, strict=True):
             diameter = float(spatial_entry(table, library)[_keys.SCALEFACTORS].get(_keys.SPOT_DIAMETER, spacing))
             element[rows] = name = self._name(OBSERVATIONS, library)
-            self.shapes[name] = self.models.ShapesModel.parse(
-                geometry.xy[rows], geometry=0, radius=diameter / 2, index=pd.Index(rows),
-                transformations=self._transformations(library),
-            )  # fmt: skip
-        self._annotate(table, element, np.arange(table.n_obs))
+            circles = {"geometry": 0, "radius": diameter / 2, "index": pd.Index(rows)}
+            self._add(name, self.models.ShapesModel, geometry.xy[rows], library, **circles)
+        self._add_table("table", table, element, np.arange(table.n_obs))
 
     def add_masks(self, key: str, masks: Mapping[str, Any]) -> None:
         """Add the masks of a segmentation as labels."""
         present = [library for library in masks if library in self.geometry.libs.names]
         for library in present or masks:  # without sections that were removed after the segmentation
-            mask = masks[library]
-            self.labels[self._name(_clean(key), library)] = self.models.Labels2DModel.parse(
-                np.asarray(mask["image"]), dims=("y", "x"),
-                transformations=self._transformations(library, float(mask["scale"]), mask["origin"]),
-            )  # fmt: skip
+            mask, name = masks[library], self._name(_clean(key), library)
+            image, scale = np.asarray(mask["image"]), float(mask["scale"])
+            self._add(name, self.models.Labels2DModel, image, library, scale, mask["origin"], dims=("y", "x"))
 
-    def add_regions(self, regions: AnnData, region: pd.Series) -> AnnData:
-        """Add the outlines of regions, and return the table that annotates them."""
+    def add_regions(self, regions: AnnData, region: pd.Series) -> None:
+        """Add the outlines of regions, and the table that annotates them."""
         from geopandas import GeoDataFrame
 
         codes = regions.obs_names.get_indexer(pd.Index(region.astype(object)))
@@ -195,11 +196,10 @@ class _Elements:
             rows = list(outlines)
             element[rows] = name = self._name(f"{_keys.SEGMENT}_regions", library)
             segment = regions.obs[["segment"]].iloc[rows].astype("category")
-            frame = GeoDataFrame(segment, geometry=list(outlines.values()))
-            self.shapes[name] = self.models.ShapesModel.parse(frame, transformations=self._transformations(library))
+            self._add(name, self.models.ShapesModel, GeoDataFrame(segment, geometry=list(outlines.values())), library)
         present = pd.notna(element)  # the observations of the others were removed
         regions = regions[present].copy()
-        return self._annotate(regions, element[present], regions.obs_names.to_numpy())
+        self._add_table("regions", regions, element[present], regions.obs_names.to_numpy())
 
 
 def _clean(name: str) -> str:
