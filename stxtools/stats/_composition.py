@@ -11,7 +11,7 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import eigsh
 
 from stxtools._spatial.kernels import add_products, label_sums, symmetric
-from stxtools._types import Array, Floats, Ints, Reals
+from stxtools._types import Array, Csr, Floats, Ints, Reals
 
 from ._null_model import PackedLabels, n_words
 from ._smooth import GeneSums, Metric, cross_products, row_chunks, sum_chunks
@@ -40,7 +40,7 @@ def n_components(n_obs: int) -> int:
     return int(np.clip(n_obs // _OBS_PER_COMPONENT, 2, N_COMPS))
 
 
-def rescale(matrix: sparse.csr_matrix, factor: Floats) -> sparse.csr_matrix:
+def rescale(matrix: Csr, factor: Floats) -> Csr:
     """Multiply log expression of every observation by a factor on the linear scale."""
     data = np.empty(matrix.nnz, dtype=np.float32)
     done = 0
@@ -59,7 +59,7 @@ class Depths:
         self._counted[without, 1] = 0.0
         self._lowest, self._depths = np.inf, [np.zeros((0, 2))]
 
-    def add(self, logged: sparse.csr_matrix) -> Depths:
+    def add(self, logged: Csr) -> Depths:
         """Add the next observations."""
         self._lowest = min(self._lowest, float(logged.data.min(initial=np.inf)))
         for _, part in row_chunks(logged):
@@ -102,7 +102,7 @@ class Nuisance:
         return Nuisance(np.concatenate([self.scores, u], axis=1), np.concatenate([self.loadings, zeros], axis=1))
 
 
-ReadRows = Callable[[Ints, int], Iterator[sparse.csr_matrix]]  # of some genes, by blocks of a size
+ReadRows = Callable[[Ints, int], Iterator[Csr]]  # of some genes, by blocks of a size
 
 
 class ExpressionSpace:
@@ -195,7 +195,7 @@ class PartialCorrelation:
         self.n_covariates = adjustment.n_covariates
         weight, scores = adjustment.metric.basis.weight, adjustment.scores
 
-        def products(rows: slice, part: sparse.csr_matrix) -> tuple[Array, ...]:
+        def products(rows: slice, part: Csr) -> tuple[Array, ...]:
             by_gene, words = part.tocsc(), np.ascontiguousarray(labels.words[rows])
             sums = label_sums(by_gene.indptr, by_gene.indices, by_gene.data, weight[rows], words, labels.share)
             return sums, part.T @ (weight[rows, None] * scores[rows])

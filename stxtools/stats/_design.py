@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy import sparse
 
-from stxtools._types import Bools, Floats, Ints
+from stxtools._types import Bools, Csr, Floats, Ints
 
 from ._meta_analysis import Alternative, Combined, combine_sections, compare_libraries, t_pvals
 from ._region_test import Contrast, SectionView, concatenated
@@ -130,5 +130,5 @@ def compare_between(
     return Outcome(concatenated(described), error, tested, error, float("nan"))
 
 
-def _means(matrix: sparse.csr_matrix, label: Bools) -> Floats:
+def _means(matrix: Csr, label: Bools) -> Floats:
     return gene_sums(matrix, label.astype(np.float64))[:, 0] / label.sum()

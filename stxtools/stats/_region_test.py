@@ -12,10 +12,9 @@ from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from scipy import sparse
 
 from stxtools._spatial.matrices import equal_blocks
-from stxtools._types import Bools, Floats, Floats32, Ints
+from stxtools._types import Bools, Csr, Floats, Floats32, Ints
 
 from ._composition import (
     Adjustment,
@@ -42,10 +41,10 @@ class ExpressionReader(Protocol):
     shape: tuple[int, int]
     slices: list[slice]
 
-    def block(self, genes: slice) -> sparse.csr_matrix:
+    def block(self, genes: slice) -> Csr:
         """Return some genes of all observations."""
 
-    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
         """Yield consecutive observations, of some genes or of all."""
 
 
@@ -103,18 +102,18 @@ class SectionView:
         """Indices of the observations in the order in which they are stored."""
         return np.argsort(self.rows)
 
-    def select(self, piece: sparse.csr_matrix, first: int, factor: Floats | None = None) -> sparse.csr_matrix:
+    def select(self, piece: Csr, first: int, factor: Floats | None = None) -> Csr:
         """Return this view's observations among the rows of ``piece``, the first of which is ``first``."""
         stored = self.rows[self.storage_order]
         low, high = np.searchsorted(stored, [first, first + piece.shape[0]])
         out = piece if high - low == piece.shape[0] else piece[stored[low:high] - first]
         return out if factor is None else rescale(out, factor[self.storage_order[low:high]])
 
-    def section(self, block: sparse.csr_matrix) -> SectionExpression:
+    def section(self, block: Csr) -> SectionExpression:
         """Return a block of genes for the observations."""
         return SectionExpression(block[self.rows], self.depth)
 
-    def stored(self, genes: Ints, size: int, factor: Floats | None = None) -> Iterator[sparse.csr_matrix]:
+    def stored(self, genes: Ints, size: int, factor: Floats | None = None) -> Iterator[Csr]:
         """Yield ``size`` observations at a time in storage order, times a ``factor`` on the linear scale."""
         pieces = (self.select(piece, rows.start, factor) for rows, piece in self.expression.rows(genes))
         yield from equal_blocks(pieces, size)

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from stxtools._spatial.kernels import BITS
 from stxtools._spatial.matrices import row_view
-from stxtools._types import Array, Bools, Floats
+from stxtools._types import Array, Bools, Csr, Floats
 
 from ._composition import PartialCorrelation
 from ._meta_analysis import Alternative
@@ -66,7 +66,7 @@ class Moments:
 class SectionExpression:
     """Log expression (observations x genes) of a section, or of some genes; ``depth``: weights of a region's mean."""
 
-    def __init__(self, matrix: sparse.csr_matrix, depth: Floats | None = None) -> None:
+    def __init__(self, matrix: Csr, depth: Floats | None = None) -> None:
         self.matrix, self.depth = matrix, depth
         self._genes: dict[bool, GeneSums] = {}
 
@@ -149,7 +149,7 @@ def _linear(data: Array) -> Array:
     return np.expm1(np.maximum(data, 0.0))
 
 
-def aurocs(matrix: sparse.csr_matrix, labels: Sequence[Bools]) -> Floats:
+def aurocs(matrix: Csr, labels: Sequence[Bools]) -> Floats:
     """Exact AUROC (Mann-Whitney) of genes (observations x genes) for each label against the rest: genes x labels."""
     inside = np.stack(labels, axis=1).astype(np.float64)
     n1 = inside.sum(axis=0)
@@ -172,7 +172,7 @@ def aurocs(matrix: sparse.csr_matrix, labels: Sequence[Bools]) -> Floats:
     return out
 
 
-def midranks(by_gene: sparse.csr_matrix) -> tuple[sparse.csr_matrix, Floats]:
+def midranks(by_gene: Csr) -> tuple[Csr, Floats]:
     """Ranks of stored values (genes x observations, no zeros), ties shared, and the rank of each gene's zeros."""
     n_genes, n_obs = by_gene.shape
     data, per_gene = by_gene.data, np.diff(by_gene.indptr)

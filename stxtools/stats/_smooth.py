@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from scipy import sparse
 
 from stxtools._spatial.matrices import row_view
-from stxtools._types import Array, Floats, Floats32, Ints
+from stxtools._types import Array, Csr, Floats, Floats32, Ints
 
 N_FUNCTIONS = 120
 _OBS_PER_FUNCTION = 10
@@ -41,7 +40,7 @@ def cross_products(left: Array, right: Array) -> Floats:
     return out
 
 
-def row_chunks(matrix: sparse.csr_matrix) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+def row_chunks(matrix: Csr) -> Iterator[tuple[slice, Csr]]:
     """Yield chunks of rows, which share the memory of the matrix."""
     for rows in chunks(matrix.shape[0]):
         yield rows, row_view(matrix, rows)
@@ -54,9 +53,7 @@ def _threads() -> int:
     return max(1, min(_MOST_THREADS, cores, int(allowed) if allowed.isdigit() else cores))
 
 
-def sum_chunks(
-    function: Callable[[slice, sparse.csr_matrix], Sequence[Array]], matrix: sparse.csr_matrix
-) -> list[Floats]:
+def sum_chunks(function: Callable[[slice, Csr], Sequence[Array]], matrix: Csr) -> list[Floats]:
     """Return the sums of ``function(rows, part)`` over chunks of rows, in threads: scipy's products use one."""
     out: list[Floats] = []
     parts, threads = row_chunks(matrix), _threads()
@@ -69,17 +66,17 @@ def sum_chunks(
     return out
 
 
-def gene_sums(matrix: sparse.csr_matrix, values: Array, function: Callable[[Array], Array] = np.asarray) -> Floats:
+def gene_sums(matrix: Csr, values: Array, function: Callable[[Array], Array] = np.asarray) -> Floats:
     """Return ``function(matrix)' values`` (genes x columns of ``values``) by chunks of observations."""
 
-    def products(rows: slice, part: sparse.csr_matrix) -> list[Array]:
+    def products(rows: slice, part: Csr) -> list[Array]:
         part.data = function(part.data)
         return [np.asarray(part.T @ values[rows])]
 
     return sum_chunks(products, matrix)[0]
 
 
-def mean_and_variance(matrix: sparse.csr_matrix) -> tuple[Floats, Floats]:
+def mean_and_variance(matrix: Csr) -> tuple[Floats, Floats]:
     """Return the mean of every gene over the observations, and its variance."""
     n = matrix.shape[0]
     ones = np.ones((n, 1))
@@ -98,7 +95,7 @@ class SmoothBasis:
     values: Floats32
     frequency: Floats
 
-    def sums(self, matrix: sparse.csr_matrix) -> GeneSums:
+    def sums(self, matrix: Csr) -> GeneSums:
         """Return what tests need of genes beside their sums over labels."""
         smooth = gene_sums(matrix, self.values)
         smooth[:, :1] = gene_sums(matrix, self.values[:, :1].astype(np.float64))  # centres: float32 is too coarse
@@ -129,7 +126,7 @@ class SmoothBasis:
 class GeneSums:
     """Genes (observations x genes), their weighted sums of squares, and their products with the smooth functions."""
 
-    matrix: sparse.csr_matrix
+    matrix: Csr
     square: Floats
     smooth: Floats
 

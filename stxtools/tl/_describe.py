@@ -26,7 +26,7 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
-from stxtools._types import Array, Bools, Floats, Ints
+from stxtools._types import Array, Bools, Csr, Floats, Ints
 from stxtools._validate import Labels, categories, check_adata, inherited_library_key, stored_table
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import plan
@@ -287,16 +287,16 @@ class Features:
     depth = n_genes = None
     limit = np.inf
 
-    def __init__(self, values: sparse.csr_matrix, names: Sequence[str]) -> None:
+    def __init__(self, values: Csr, names: Sequence[str]) -> None:
         self.values, self.names = values, list(names)
         self.shape = (int(values.shape[0]), int(values.shape[1]))
         self.slices = [slice(0, self.shape[1])]
 
-    def block(self, genes: slice) -> sparse.csr_matrix:
+    def block(self, genes: slice) -> Csr:
         """Return all features: there is one block."""
         return self.values
 
-    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
         """Yield all observations at once."""
         yield slice(0, self.shape[0]), self.values if genes is None else self.values[:, genes]
 
@@ -305,7 +305,7 @@ class Features:
         return np.asarray(self.values.T @ side.astype(np.float64)) / max(int(side.sum()), 1)
 
 
-def activities(logged: sparse.csr_matrix, genes: Sequence[str], net: pd.DataFrame) -> Features:
+def activities(logged: Csr, genes: Sequence[str], net: pd.DataFrame) -> Features:
     """Activity of each source in each observation: decoupler's univariate linear model, centred."""
     expressed = np.flatnonzero(np.diff(logged.indptr))  # others have no activity
     adata = AnnData(logged[expressed], var=pd.DataFrame(index=pd.Index(genes)))
@@ -318,7 +318,7 @@ def activities(logged: sparse.csr_matrix, genes: Sequence[str], net: pd.DataFram
 
 
 def contact_scores(
-    graph: sparse.csr_matrix, codes: Ints, n: int, logged: sparse.csr_matrix, genes: Sequence[str], pairs: pd.DataFrame
+    graph: Csr, codes: Ints, n: int, logged: Csr, genes: Sequence[str], pairs: pd.DataFrame
 ) -> tuple[Features, Ints]:
     """Score pairs at borders: geometric mean of the ligand and of the receptor in the neighbours across the border.
 

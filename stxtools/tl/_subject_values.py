@@ -14,7 +14,7 @@ from scipy import sparse
 from stxtools._data.chunks import map_row_chunks
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
-from stxtools._types import Array, Bools, Floats, Ints
+from stxtools._types import Array, Bools, Csr, Floats, Ints
 from stxtools._validate import Libraries, categories, check_in, inherited_library_key, listing
 from stxtools.stats._meta_analysis import adjust_bh
 
@@ -143,7 +143,7 @@ class SubjectValues:
         return np.concatenate(values, axis=1), np.concatenate(level), labels
 
 
-def _chunk_sums(cell: Ints, logged: bool, n_cells: int, chunk: sparse.csr_matrix, rows: slice) -> tuple[Floats, Floats]:
+def _chunk_sums(cell: Ints, logged: bool, n_cells: int, chunk: Csr, rows: slice) -> tuple[Floats, Floats]:
     used = np.flatnonzero(cell[rows] >= 0)
     member = sparse.csr_matrix((np.ones(len(used)), (cell[rows][used], used)), shape=(n_cells, chunk.shape[0]))
     linear = sparse.csr_matrix(chunk, dtype=np.float64, copy=True)

@@ -17,7 +17,7 @@ from stxtools._data.representation import (
     select_genes,
 )
 from stxtools._spatial.matrices import equal_blocks
-from stxtools._types import Array, Floats, Ints
+from stxtools._types import Array, Csr, Floats, Ints
 from stxtools.stats._design import Design
 
 _COMPS = 100  # a biomarker is a small part of the variance: with 20 components it is ranked worse
@@ -63,7 +63,7 @@ def _principal_axes(expression: GeneBlocks, genes: Ints, n_comps: int, seed: int
     return axes_of_rows(blocks, shape, n_comps)
 
 
-def _row_blocks(expression: GeneBlocks, genes: Ints) -> Iterator[sparse.csr_matrix]:
+def _row_blocks(expression: GeneBlocks, genes: Ints) -> Iterator[Csr]:
     return equal_blocks((piece for _, piece in expression.rows(genes)), BLOCK)
 
 

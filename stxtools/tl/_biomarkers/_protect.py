@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from scipy import sparse
 
 from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
@@ -18,7 +17,7 @@ from stxtools._data.noise import thin_counts
 from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
 from stxtools._slots import records, slots_of
 from stxtools._spatial.matrices import column_moments
-from stxtools._types import Bools, Floats32, Ints
+from stxtools._types import Bools, Csr, Floats32, Ints
 from stxtools._validate import Labels, categories, check_in, stored_library_key
 from stxtools._warn import warn
 
@@ -104,7 +103,7 @@ def _split(
 
 
 def _segment_again(
-    adata: AnnData, half: AnnData, counts: sparse.csr_matrix, params: Mapping[str, Any], show_progress: bool | None
+    adata: AnnData, half: AnnData, counts: Csr, params: Mapping[str, Any], show_progress: bool | None
 ) -> tuple[Labels, dict[str, Any]]:
     """Segment ``half`` of the ``counts`` of ``adata`` with the ``params`` of its segmentation.
 
@@ -173,7 +172,7 @@ def _reads_stored_pca(params: Mapping[str, Any], *, stored: bool) -> bool:
     return "layer" not in params and stored and not params.get("pretrained", False)
 
 
-def _write_pca(adata: AnnData, half: AnnData, counts: sparse.csr_matrix, missing: list[str]) -> str:
+def _write_pca(adata: AnnData, half: AnnData, counts: Csr, missing: list[str]) -> str:
     """Write ``obsm["X_pca"]`` of ``half`` the counts, computed as that of all counts was; return a description.
 
     Of the usual pipelines the one is taken whose components of all counts explain most of the stored ones. Components
@@ -203,7 +202,7 @@ def _write_pca(adata: AnnData, half: AnnData, counts: sparse.csr_matrix, missing
     return f"PCA made again: {how}; on all counts it explains {explained:.1%} of `obsm['X_pca']`"
 
 
-def _genes_of_pca(adata: AnnData, counts: sparse.csr_matrix) -> tuple[Ints, str]:
+def _genes_of_pca(adata: AnnData, counts: Csr) -> tuple[Ints, str]:
     """Return the genes of a stored PCA, as far as the AnnData records them, and how they were found."""
     used: dict[str, Bools] = {}
     if "PCs" in adata.varm:
@@ -217,7 +216,7 @@ def _genes_of_pca(adata: AnnData, counts: sparse.csr_matrix) -> tuple[Ints, str]
     return select_genes(counts, "counts"), "variable genes chosen here"
 
 
-def _pca(counts: sparse.csr_matrix, genes: Ints, n_comps: int, target: float | None, scaled: bool) -> Floats32:
+def _pca(counts: Csr, genes: Ints, n_comps: int, target: float | None, scaled: bool) -> Floats32:
     depth = median_depth(np.asarray(counts.sum(axis=1)).ravel()) if target is None else target
     logged = log_normalize(counts, "counts", target_sum=depth)[:, genes].astype(np.float64)
     if scaled:
