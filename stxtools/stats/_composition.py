@@ -25,7 +25,7 @@ _PANEL, _LABELS = 128, 32  # genes and labels of one matrix product
 
 @dataclass(frozen=True)
 class Covariates:
-    """What effects are adjusted for: the section's composition, and columns (observations x covariates)."""
+    """Covariates of effects: whether the section's composition, and columns (observations x covariates)."""
 
     composition: bool = False
     columns: Floats | None = None
@@ -121,7 +121,7 @@ class ExpressionSpace:
     def components(
         self, n_comps: int, without: Ints | None = None, read: ReadRows | None = None, order: Ints | None = None
     ) -> Nuisance:
-        """Return the leading components of genes not in ``without``; ``order``: rows of the scores of what is read."""
+        """Return the leading components of genes not in ``without``; ``order``: row in the scores of each row read."""
         kept = np.flatnonzero(~np.isin(self._genes, () if without is None else without))
         n_comps = min(n_comps, len(kept) - 1, self._n_obs - 3)
         if n_comps < 1:
@@ -143,7 +143,7 @@ class ExpressionSpace:
 
 
 class Adjustment:
-    """What a test adjusts for: covariates, in a metric."""
+    """Covariates of a test in a metric."""
 
     def __init__(self, nuisance: Nuisance, metric: Metric) -> None:
         self.metric, self.scores, self.loadings = metric, nuisance.scores, nuisance.loadings
@@ -157,7 +157,7 @@ class Adjustment:
         return self.smooth[: len(self.metric.shrink)].T @ self.metric.weighted(smooth)
 
     def labels(self, packed: PackedLabels, n_labels: int) -> LabelSums:
-        """Return what correlations need of the first ``n_labels`` labels."""
+        """Return the sums over the first ``n_labels`` labels that correlations need."""
         basis = self.metric.basis
         smooth = packed.smooth(basis, n_labels)
         products = packed.sums(self.scores, n_labels, basis.weight) - self._smooth_part(smooth)
@@ -189,9 +189,9 @@ class PartialCorrelation:
     (Woodbury's identity). Inner products are those of a metric.
     """
 
-    def __init__(self, genes: GeneSums, columns: slice, adjustment: Adjustment, labels: LabelSums) -> None:
+    def __init__(self, genes: GeneSums, block: slice, adjustment: Adjustment, labels: LabelSums) -> None:
         self._genes, self._adjustment, self._labels = genes, adjustment, labels
-        self._v = adjustment.loadings[columns]
+        self._v = adjustment.loadings[block]
         self.n_covariates = adjustment.n_covariates
         weight, scores = adjustment.metric.basis.weight, adjustment.scores
 
@@ -220,14 +220,14 @@ class PartialCorrelation:
         strengths = self._adjustment.metric.basis.fit_strengths(smooth / det, self.residual, self.n_covariates)
         return np.where(self.known, strengths, np.nan)
 
-    def __call__(self, some: slice = slice(None)) -> tuple[Floats, Floats]:
-        """Return correlations with some labels and the labels' residual sums of squares, (genes x labels) both."""
-        own, d = panel_product(self._v, self._labels.explained[:, some]), self._sums[:, some]
+    def __call__(self, columns: slice = slice(None)) -> tuple[Floats, Floats]:
+        """Return correlations with the labels ``columns``, and their residual sums of squares (both genes x labels)."""
+        v, d = panel_product(self._v, self._labels.explained[:, columns]), self._sums[:, columns]
         k, s, vv, det = (x[:, None] for x in (self._k, self._s, self._vv, self._det))
-        label_ss = self._labels.residual[some] + (k * own**2 + 2.0 * s * own * d + vv * d**2) / det
-        label_ss = np.maximum(label_ss, 1e-9 * self._labels.square[some])
+        label_ss = self._labels.residual[columns] + (k * v**2 + 2.0 * s * v * d + vv * d**2) / det
+        label_ss = np.maximum(label_ss, 1e-9 * self._labels.square[columns])
         residual = np.where(self.known, self.residual, 1.0)[:, None]
-        r = np.where(self.known[:, None], (k * own + s * d) / det / np.sqrt(label_ss * residual), 0.0)
+        r = np.where(self.known[:, None], (k * v + s * d) / det / np.sqrt(label_ss * residual), 0.0)
         return np.clip(r, -1.0, 1.0), label_ss
 
 

@@ -50,7 +50,7 @@ class ExpressionReader(Protocol):
 
 @dataclass(eq=False)
 class SectionView:
-    """Observations of one section, read from an expression by blocks of genes, with what all blocks share.
+    """Observations of one section, read by blocks of genes, with the results that all blocks share.
 
     - ``rows``: Rows of the observations, in the order of computation and of what follows.
     - ``seed``: Seed of the sampled pairs of observations.
@@ -134,7 +134,7 @@ class SectionView:
         return self.components(np.zeros(0, dtype=np.int64))
 
     def adjustment(self, *, composition: bool, final: bool, components: Nuisance | None = None) -> Adjustment:
-        """Return what a test adjusts for: columns and, for the composition, components (by default of all genes).
+        """Return the covariates of a test: columns and, for the composition, components (by default of all genes).
 
         Components hold most of the smooth variation; the first test finds what they leave, for the final one.
         """

@@ -96,7 +96,7 @@ class SmoothBasis:
     frequency: Floats
 
     def sums(self, matrix: Csr) -> GeneSums:
-        """Return what tests need of genes beside their sums over labels."""
+        """Return the sums over genes that tests need besides those over labels."""
         smooth = gene_sums(matrix, self.values)
         smooth[:, :1] = gene_sums(matrix, self.values[:, :1].astype(np.float64))  # centres: float32 is too coarse
         return GeneSums(matrix, gene_sums(matrix, self.weight[:, None], np.square)[:, 0], smooth)

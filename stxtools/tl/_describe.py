@@ -1,4 +1,4 @@
-"""What compartments are: their markers, activities of gene sets, and ligand-receptor pairs at their contacts."""
+"""Description of compartments: markers, activities of gene sets, and ligand-receptor pairs at their contacts."""
 
 from __future__ import annotations
 

@@ -120,9 +120,8 @@ def targets(
         **{name: np.array(genes, dtype=object) for name, genes in report.items()},
     )  # fmt: skip
     _warn(parsed.format, len(names), report)
-    own = {f"uns/{out_key}"} if out_key == key else set()  # the table that was named gets more columns
-    slots = Slots("tl.targets", uns={out_key: joined, params_key: record}, replaces=own)
-    return slots.write(adata, copy)
+    replaces = {f"uns/{key}"} if out_key == key else set()  # the biomarker table gets more columns
+    return Slots("tl.targets", uns={out_key: joined, params_key: record}, replaces=replaces).write(adata, copy)
 
 
 def _queries(
