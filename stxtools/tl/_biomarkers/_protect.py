@@ -124,6 +124,7 @@ def _segment_again(
         representation = _write_pca(adata, half, counts, missing) or representation
 
     labels_key = None if params.get("labels_key") is None else str(params["labels_key"])
+    abstain_below = None if params.get("abstain_below") is None else float(params["abstain_below"])
     shares = params.get("class_shares")
     if shares is not None and labels_key is not None:  # 0: not given
         classes = categories(half, labels_key, "labels_key")[1]
@@ -131,7 +132,7 @@ def _segment_again(
     segment(
         half, n_segments=None if labels_key is not None else int(params["n_segments"]), labels_key=labels_key,
         keep_labels=bool(params.get("keep_labels", False)), class_shares=shares,
-        abstain_below=params.get("abstain_below"), pretrained=pretrained, image_key=image_key,
+        abstain_below=abstain_below, pretrained=pretrained, image_key=image_key,
         spatial_key=spatial_key, library_key=stored_library_key(params),
         params={k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in params["segmenter"].items()},
         random_state=int(params.get("random_state", 0)), show_progress=show_progress, key_added=_SEGMENT,
