@@ -185,6 +185,8 @@ def test_barcodes_of_joined_sections(tmp_path: Path) -> None:
         ("a.geojson", _text("Ellipse", [[0, 0]]), ValueError, "annotation that cannot be read"),
         ("a.geojson", _text("Point", [0, 0], "a\0b"), ValueError, "contain NUL"),
         ("a.csv", "X,Y\n0,0\n1,1\n", ValueError, "a.csv' has an annotation that cannot be read"),
+        ("a.csv", "X,Y\n0,0\n30,\n30,30\n0,30\n", ValueError, "a coordinate is missing"),
+        ("a.geojson", _text("Polygon", [[[0, 0], [30, float("nan")], [30, 30], [0, 0]]]), ValueError, "missing or inf"),
         ("a.csv", "Barcode,Graph\nnowhere,1\n", ValueError, r"None of the 1 identifiers.*'nowhere'"),
         ("a.csv", "Barcode,Graph,Other\n0-0,1,2\n", ValueError, "the one category"),
         ("a.csv", "gene,value\n0-0,1\n", ValueError, "expected X and Y"),

@@ -197,7 +197,7 @@ def _parse_geojson(text: str, path: Path) -> GeoDataFrame:
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(f, dict) and "geometry" in f for f in features):
         raise ValueError(f"{str(path)!r} holds no GeoJSON features.")
-    with readable(path, _UNREADABLE):
+    with readable(path, _UNREADABLE), np.errstate(invalid="ignore"):
         kept = [f for f in features if f["geometry"] is not None and _is_annotation(f)]
         rows = [f | {"properties": _name_and_color(f.get("properties") or {})} for f in kept]
         shapes = GeoDataFrame.from_features([f for f in rows if f["properties"]["name"]])  # no CRS: pixels
@@ -239,7 +239,7 @@ def _parse_csv(text: str, path: Path) -> pd.DataFrame:
     columns = list(table.columns)
     if {"X", "Y"} <= set(columns):
         parts = dict(list(table.groupby("Selection", sort=False))) if "Selection" in table else {title: table}
-        with readable(path, _UNREADABLE):
+        with readable(path, _UNREADABLE), np.errstate(invalid="ignore"):
             polygons = [shapely.Polygon(part[["X", "Y"]].to_numpy(dtype=float)) for part in parts.values()]
         return GeoDataFrame({"name": [str(name) for name in parts]}, geometry=polygons)
     identifiers = next((c for c in columns if str(c).lower() in {"barcode", "cell id", "cell_id"}), None)
@@ -263,6 +263,8 @@ def _parse_csv(text: str, path: Path) -> pd.DataFrame:
 
 def _labels_by_position(shapes: GeoDataFrame, xy: Floats, radius: float, path: Path) -> pd.Series:
     """Return the name of the smallest shape that contains each observation, or is within ``radius`` of it (lines)."""
+    if not np.isfinite(shapes.get_coordinates()).all(axis=None):
+        raise ValueError(f"{str(path)!r} {_UNREADABLE}: a coordinate is missing or infinite.")
     geometry = shapes.geometry.where(shapes.area > 0, shapes.buffer(radius)).make_valid()
     matches = GeoDataFrame(geometry=points_from_xy(*xy.T)).sjoin(shapes.set_geometry(geometry))
     if matches.empty:
