@@ -14,11 +14,10 @@ import numpy as np
 from scipy import sparse
 
 from stxtools._settings import settings
-from stxtools._spatial.matrices import row_view
 from stxtools._types import Csr, Floats, Ints
 
 T = TypeVar("T")
-ChunkFunction = Callable[[Csr, slice], T]  # of a read-only chunk and its rows
+ChunkFunction = Callable[[Csr, slice], T]  # of a chunk and its rows
 
 MAX_PENDING = 8  # results of dask chunks that are held at a time
 _LOG_MAX = 30.0  # log1p of 1e13: no log-normalised matrix holds more
@@ -79,14 +78,13 @@ def map_row_chunks(matrix: Any, function: ChunkFunction[T], *, max_pending: int 
     if is_dask(matrix):
         yield from _map_dask_chunks(matrix, function, max_pending)
         return
-    in_csr = sparse.issparse(matrix)
-    if in_csr:
+    if sparse.issparse(matrix):
         matrix = to_csr(matrix)
     n, n_vars = matrix.shape
     step = rows_per_chunk(n_vars)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        yield function(row_view(matrix, rows) if in_csr else to_csr(matrix[rows]), rows)
+        yield function(to_csr(matrix[rows]), rows)
 
 
 def _dask_if_client(matrix: Any) -> Any:

@@ -275,6 +275,8 @@ def tissue_training_input(
         if expression_key is not None:
             targets[~adata.obs[expression_key].to_numpy()] = np.nan
         adata = adata[:, ~adata.var_names.isin(list(expression))]
+    known = GeneNames(adata)
+    names, aliases = known.names, known.aliases()
     features = training_features(
         adata, use_rep, layer, portable=portable, recompute=bool(expression), random_state=random_state
     )
@@ -304,8 +306,7 @@ def tissue_training_input(
     model.genes = [str(g) for g in read.names[index]]
     out.record = record | read.record
     out.genes = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, index]
-    known = GeneNames(adata)
-    out.named, model.ids = (read, known.names, None), known.aliases()
+    out.named, model.ids = (read, names, None), aliases
     return out
 
 
