@@ -142,7 +142,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         self, sections: Sequence[Section], targets: Sequence[Floats32], net: PyramidMLP,
         rng: np.random.Generator, device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Smoother and targets of a sample of pixels, and whether they are held out."""
+        """Smoothed features and targets of a sample of pixels, and whether they are held out."""
         share = _MAX_PIXELS / max(sum(s.n_obs for s in sections), 1)
         parts = []
         for section, proba in zip(sections, targets, strict=True):
