@@ -55,7 +55,7 @@ def test_two_processes_reach_the_loss_of_one(make_section) -> None:
 def test_trainer_setting_is_checked(make_section) -> None:
     with pytest.raises(ValueError, match=r"\['devices'\]: the calls set them"):
         settings.trainer = {"devices": 2}
-    with pytest.raises(TypeError, match="mapping"):
+    with pytest.raises(TypeError, match="must map argument names"):
         settings.trainer = "ddp"  # type: ignore[assignment]
     assert settings.trainer == {}
     try:
