@@ -76,7 +76,7 @@ def test_the_file_holds_what_the_slots_hold(line, tmp_path):
         shift = xy[rows] - adata.obsm["spatial"][rows]
         np.testing.assert_allclose(shift - shift[0], 0, atol=0.01)
     assert xy[:224].max(axis=0)[0] < xy[224:].min(axis=0)[0]
-    codes = block(page, labels["Segment"]["block"], "<u2")
+    codes = block(page, labels["Segment"]["block"], "<u4")
     assert [labels["Segment"]["names"][c] for c in codes] == list(adata.obs["segment"])
     assert labels["Segment"]["colors"] == list(adata.uns["segment_colors"])
     confidence = labels["Confidence"]
@@ -99,6 +99,17 @@ def test_the_file_holds_what_the_slots_hold(line, tmp_path):
         assert text in page
 
 
+def test_segments_that_are_all_missing_and_more_classes_than_two_bytes_hold(line, tmp_path):
+    line.obs["segment"] = line.obs["segment"].where(np.zeros(line.n_obs, dtype=bool))
+    many = pd.Index(np.arange(70_000)).astype(str)
+    line.obs["cluster"] = pd.Categorical.from_codes(np.arange(line.n_obs) + 69_000, categories=many)
+    page = written(line, tmp_path, color=["cluster"], library_key="library")
+    assert "No observation has a segment." in page
+    labels = {entry["label"]: entry for entry in meta_of(page)["colors"]}
+    assert (block(page, labels["Segment"]["block"], "<u4") == 2**32 - 1).all()
+    np.testing.assert_array_equal(block(page, labels["cluster"]["block"], "<u4"), np.arange(line.n_obs) + 69_000)
+
+
 def test_a_map_of_many_observations_is_thinned(line, tmp_path, monkeypatch):
     monkeypatch.setattr("stxtools._report.arrays.POINTS_MAX", 100)
     page = written(line, tmp_path, color=["band"], library_key="library")
@@ -107,7 +118,7 @@ def test_a_map_of_many_observations_is_thinned(line, tmp_path, monkeypatch):
     assert [section["n"] for section in meta["sections"]] == [50, 50]
     band = next(entry for entry in meta["colors"] if entry["label"] == "band")
     assert len(block(page, "xy", "<f4")) == 200
-    assert len(block(page, band["block"], "<u2")) == 100
+    assert len(block(page, band["block"], "<u4")) == 100
     assert "show 100 of the 448 observations, drawn at random" in page
     assert "448 observations (spots or cells) and" in page
 

@@ -127,7 +127,7 @@ def _add_column(
         cycle = default_colors(20)
         entry |= {"names": names, "colors": [colors.get(n, cycle[i % 20]) for i, n in enumerate(names)]}
         entry["legend"] = not regions and len(names) <= _CLASSES_MAX
-        blocks[entry["block"]] = _pack(np.where(codes < 0, 2**16 - 1, codes)[order].astype(np.uint16))
+        blocks[entry["block"]] = _pack(codes[order].astype(np.uint32))  # -1: the largest number
     meta["colors"].append(entry)
 
 

@@ -276,7 +276,7 @@ async function openMap() {
   columns = await Promise.all(meta.colors.map(async (c) => {
     const data = await bytes(c.block);
     return c.names
-      ? { ...c, values: new Uint16Array(data), table: Uint32Array.from(c.colors, (hex) => pixel(rgb(hex))) }
+      ? { ...c, values: new Uint32Array(data), table: Uint32Array.from(c.colors, (hex) => pixel(rgb(hex))) }
       : { ...c, values: new Uint8Array(data), table: scaleOf(VIRIDIS), stops: VIRIDIS };
   }));
   const select = $("color");

@@ -58,6 +58,8 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
         source = f"Of 2 to {most} this number has the lowest BIC." if most > 1 else "It has no spatial structure."
     else:
         source = "Their number was given."
+    if table.empty:
+        return "No observation has a segment."
     first, last = table.iloc[0], table.iloc[-1]
     text = f"The tissue falls into {_count(len(table), 'segment')}. {source}"
     if len(table) > 1:

@@ -125,7 +125,8 @@ def trends(
         axes = _base.heatmap(mean, f"* passes an FDR of {fdr:g}", title, xlabel=time_key, cell=(0.5, 0.22), ax=ax,
                              label="$\\log_2$ deviation from the mean", legend=legend)  # fmt: skip
     else:
-        axes = _base.panels(_row_names(table, "feature"), title, ax, "feature", 2.4, 2.2)
+        choose = "`feature` and `compartment`"
+        axes = _base.panels(_row_names(table, "feature"), title, ax, "panel", 2.4, 2.2, choose=choose)
         colors = _direction_colors(table, "slope", fdr)
         for axis, color, (_, row), value in zip(axes, colors, table.iterrows(), values, strict=True):
             _draw_trend(axis, times, value, row, color)
