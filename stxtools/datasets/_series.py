@@ -57,7 +57,6 @@ def synthetic_series(
         By default a fifth of all.
     logfc
         Their log2 fold change, from the first time to the last or to the middle; every third falls instead of rising.
-    %(parameters)s
 
     Returns
     -------

@@ -64,7 +64,6 @@ def synthetic_tissue(
         (Visium-like), and 72.1 % (2.7) at 0.51 (MERFISH-like).
     mean_depth
         Mean counts per observation. By default two per gene, at most 5,000 (Visium-like) or 120 (MERFISH-like).
-    %(parameters)s
 
     Returns
     -------

@@ -65,7 +65,6 @@ def read_annotations(
     scale
         Pixels of the file per unit of ``obsm[spatial_key]``: 1 for an annotated full-resolution image of Visium,
         ``tissue_hires_scalef`` for the small one, 1 / 0.2125 for QuPath on a Xenium image with positions in microns.
-    %(parameters)s
 
     Returns
     -------
@@ -135,7 +134,6 @@ def write_annotations(
         The section to write, where there are several.
     scale
         Pixels of the image per unit of ``obsm[spatial_key]``, as in :func:`read_annotations`.
-    %(parameters)s
 
     Returns
     -------

@@ -37,7 +37,6 @@ def to_spatialdata(
     library_key
         Column of ``obs`` with the section of each observation; by default the one that the results were made with.
         ``False``: all are one section.
-    %(parameters)s
 
     Returns
     -------

@@ -69,7 +69,6 @@ def align(
         Key of ``obsm`` with features comparable across sections, instead of joint principal components.
     key_added
         Name of the outputs in ``obsm`` and ``uns``; ``"spatial_aligned"`` and ``"align"`` if None.
-    %(parameters)s
 
     Examples
     --------

@@ -57,7 +57,6 @@ def normalize(
     library_key
         Column of ``obs`` with the section of each observation: genes are ranked within sections of at least 20
         observations (scanpy's ``batch_key``). ``False``: all are one.
-    %(parameters)s
 
     Examples
     --------

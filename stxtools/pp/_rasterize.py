@@ -33,7 +33,6 @@ def rasterize(
         Width of the bins in units of the coordinates; with ``lattice="auto"`` all sections are then binned.
     lattice
         ``"auto"``, ``"hex"``, ``"square"`` or ``"scattered"`` (bins, whatever the observations form).
-    %(parameters)s
 
     Examples
     --------

@@ -43,7 +43,6 @@ def add_noise(
     copy
         Return a copy whose ``X`` (or ``obsm[use_rep]``) is noised. It keeps no ``layers["counts"]``, ``raw`` or
         ``obsm["X_pca"]`` without noise, which a later call could read.
-    %(parameters)s
 
     Returns
     -------
@@ -102,7 +101,6 @@ def split_counts(
         Prefix of the layers' names instead of ``"split"``.
     random_state
         Seed. An observation's split depends on its name and not on its row.
-    %(parameters)s
 
     %(returns)s
 

@@ -56,7 +56,6 @@ def attention_fidelity(
         Shares of the edges, or of the regions, that are removed or kept.
     max_regions
         Most regions of a section whose predictions are examined; drawn at random.
-    %(parameters)s
 
     Examples
     --------

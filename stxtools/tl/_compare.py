@@ -53,7 +53,6 @@ def compare(
         Condition that the others are compared with; by default the first.
     library_key
         Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
-    %(parameters)s
 
     Examples
     --------

@@ -81,7 +81,6 @@ def describe(
         Key of ``uns`` with the table of :func:`biomarkers` for ``groupby``.
     library_key
         Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
-    %(parameters)s
 
     %(returns)s
 

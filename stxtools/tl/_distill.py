@@ -49,7 +49,6 @@ def distill(
     params
         Fields of :class:`stxtools.models.SegmenterParams` that a :class:`stxtools.models.TissueStudent` reads:
         ``width``, ``sigmas``, ``epochs``, ``patience``, ``lr``, ``weight_decay``.
-    %(parameters)s
 
     Returns
     -------

@@ -65,7 +65,6 @@ def multitask(
         Members: ``"network"``, ``"linear"``, ``"trees"``, ``"label_propagation"``, and, in sections without labels,
         ``"genes"``, which reads genes standardised within each. Or ``"auto"``: all in their place, but a network that
         has not converged; ``"genes"`` alone for sections without labels where three have some.
-    %(parameters)s
 
     Returns
     -------

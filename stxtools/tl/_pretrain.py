@@ -45,7 +45,6 @@ def pretrain(
     params
         :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields: ``pretrain`` names the objective,
         ``pretrain_epochs`` how long.
-    %(parameters)s
 
     Returns
     -------

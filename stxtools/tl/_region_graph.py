@@ -59,7 +59,6 @@ def region_graph(
         an edge crosses sections. ``False``: all observations are one section.
     key_added
         Name of the AnnData in ``uns`` instead of ``"regions"``; the column of ``obs`` is then ``"{key_added}_region"``.
-    %(parameters)s
 
     Examples
     --------

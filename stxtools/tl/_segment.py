@@ -76,7 +76,6 @@ def segment(
         Key of ``obsm`` to read, or ``"X"``. By default ``X_pca`` if there, else a PCA of the variable genes.
     image_key
         Image in ``uns["spatial"][library]["images"]`` whose colours at the observations are six more channels.
-    %(parameters)s
 
     Examples
     --------

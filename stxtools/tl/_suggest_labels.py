@@ -36,7 +36,6 @@ def suggest_labels(
         Column of ``obs`` with the labels there are; by default the one that :func:`segment` used.
     library_key
         Column of ``obs`` with the section of each observation; by default as in :func:`segment`.
-    %(parameters)s
 
     Examples
     --------

@@ -73,7 +73,6 @@ def track(
         Most regions of a section: where there are more, regions of one compartment that touch are joined.
     library_key
         Column of ``obs`` with the section of each observation; by default that of the region graph.
-    %(parameters)s
 
     Examples
     --------

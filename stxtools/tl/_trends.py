@@ -43,7 +43,6 @@ def trends(
         :func:`track` writes is one. Observations without a compartment are left out.
     library_key
         As in :func:`compare`.
-    %(parameters)s
 
     Examples
     --------

@@ -72,7 +72,6 @@ def biomarkers(
         Segmenter or TissueNet of the groups (or several; paths) that ``attribution`` explains; else a linear probe.
     method
         ``"random_regions"``, the test above.
-    %(parameters)s
 
     %(returns)s
 

@@ -84,7 +84,6 @@ def evaluate(
     checkpoint
         Folder of finished folds, a file of JSON each: a run with it goes on where it was interrupted, also in several
         processes. Other data or settings are other files.
-    %(parameters)s
 
     Examples
     --------

@@ -88,7 +88,6 @@ def tune(
         data set with its settings is a study of its own; ``uns["tune"]["params"]["study"]`` names it.
     scheme, n_folds, max_folds
         How to split, as in :func:`evaluate`, and the most folds that a trial runs.
-    %(parameters)s
 
     Examples
     --------

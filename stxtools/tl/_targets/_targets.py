@@ -63,7 +63,6 @@ def targets(
         Name of the biomarker table in ``uns``.
     key_added
         Name in ``uns`` of a new joined table. By default the columns are joined to ``uns[key]``.
-    %(parameters)s
 
     %(returns)s
 
