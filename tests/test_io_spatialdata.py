@@ -61,6 +61,7 @@ def test_a_part_of_what_was_segmented(two_sections: ad.AnnData) -> None:
     mask = two_sections.uns["segment"]["masks"]["lib0"]["image"]
     np.testing.assert_array_equal(sdata.labels["segment"].to_numpy(), mask)
     assert sorted(sdata.tables["regions"].obs_names) == sorted(one.obs["region_id"].unique())
+    assert {"segment_lib0", "segment_lib1"} <= set(st.io.to_spatialdata(two_sections, False).labels), "all in one"
 
 
 def test_no_element_is_lost_to_another_of_its_name(two_sections: ad.AnnData) -> None:

@@ -177,8 +177,9 @@ class _Elements:
     def add_masks(self, key: str, masks: Mapping[str, Any]) -> None:
         """Add the masks of a segmentation as labels."""
         present = [library for library in masks if library in self.geometry.libs.names]
+        one = len(present or masks) == len(self.geometry.libs) == 1
         for library in present or masks:  # without sections that were removed after the segmentation
-            mask, name = masks[library], self._name(_clean(key), library)
+            mask, name = masks[library], _clean(key) if one else f"{_clean(key)}_{_clean(library)}"
             image, scale = np.asarray(mask["image"]), float(mask["scale"])
             self._add(name, self.models.Labels2DModel, image, library, scale, mask["origin"], dims=("y", "x"))
 
