@@ -23,8 +23,9 @@ class SegmenterParams:
     Attributes
     ----------
     width, depth, kernel_size, dropout
-        Channels of the first level, number of downsampling steps, (odd) side of the filters, dropout of feature maps.
-        A depth of 1 segments as well as 2 and transfers better to other sections.
+        Channels of the first level, number of downsampling steps, (odd) side of the filters, dropout of feature maps
+        (in pretraining; the training after it has none). A depth of 1 segments as well as 2 and transfers better to
+        other sections.
     sigmas
         Standard deviations of Gaussian filters on the input, in pixels; 0 is the unfiltered raster.
     pretrain
