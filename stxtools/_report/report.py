@@ -30,7 +30,7 @@ def report(
 
     It holds a map of the tissue to zoom into, coloured by segment, confidence, region, attention or a gene; the
     biomarkers as a volcano and a table to sort and filter; stability, training curves, parameters and versions; and a
-    summary in words. Steps that were not run are left out. Of more than 200,000 observations the map shows as many,
+    summary in words. Steps that were not run are omitted. The map shows at most 200,000 observations,
     drawn at random.
 
     Parameters

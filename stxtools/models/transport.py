@@ -89,11 +89,11 @@ def graph_distances(edges: sparse.csr_matrix, weight: Floats) -> Floats:
 def couple(
     cost: Floats, structure: tuple[Floats, Floats], weight: tuple[Floats, Floats], structure_weight: float, slack: float
 ) -> Floats:
-    """Transport plan between the regions of two sections, (n, m); mass without a counterpart is left out.
+    """Transport plan between the regions of two sections, (n, m); mass without a counterpart stays unmatched.
 
     Solves the fused unbalanced Gromov-Wasserstein problem (Sejourne et al. 2021, Thual et al. 2022) by block coordinate
     descent, without entropy, for a ``cost`` of features, distances within the sections (``structure``, weighted by
-    ``structure_weight``) and masses of the regions (``weight``); ``slack`` is the penalty of mass that is left out.
+    ``structure_weight``) and masses of the regions (``weight``); ``slack`` is the penalty of unmatched mass.
     """
     import ot
 
@@ -107,7 +107,7 @@ def couple(
         except ValueError as err:
             if "NaN in coupling" not in str(err):
                 raise
-            return np.zeros_like(cost)  # all mass is left out, and POT divides by 0
+            return np.zeros_like(cost)  # no mass is matched, and POT would divide by 0
     return np.asarray(plan)
 
 
