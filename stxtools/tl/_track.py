@@ -119,7 +119,7 @@ def track(
     slots.uns[key] = {
         "links": pd.concat([_links(one, *two, names) for one, two in zip(shared, pairwise(steps), strict=True)],
                            ignore_index=True),
-        "compartments": _compartments(tissue, shared, steps, lineage, names),
+        "compartments": _compartments(shared, steps, lineage, names),
         "regions": tissue.counterparts(plans, libs.names),
         "params": provenance(
             time_key=time_key, subject_key=subject_key, regions_key=regions_key, max_regions=max_regions,
@@ -179,7 +179,7 @@ def _links(shared: Shared, start: float, end: float, names: list[str]) -> pd.Dat
     return pd.concat([part for part in parts if len(part)], ignore_index=True)[list(table.columns)]
 
 
-def _compartments(tissue: Tissue, shared: list[Shared], steps: Floats, lineage: Ints, names: list[str]) -> pd.DataFrame:
+def _compartments(shared: list[Shared], steps: Floats, lineage: Ints, names: list[str]) -> pd.DataFrame:
     """Each compartment at each time: lineage, share of the sections, share of it with a counterpart on either side."""
     none = np.full(len(names), np.nan)
     share = np.array([*(one.before for one in shared), shared[-1].after])
