@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import linalg, sparse
-from scipy.sparse.linalg import LinearOperator, svds
 
 from stxtools import _keys
-from stxtools._spatial.matrices import column_moments, column_sums, row_view, signed
+from stxtools._spatial.matrices import column_moments, row_view, signed
 from stxtools._types import Array, Csr, Floats, Floats32, Ints, Reals
 from stxtools._validate import check_in
 from stxtools.models._projection import GeneProjection
@@ -25,8 +24,8 @@ N_COMPS = 20
 BLOCK = 4096  # observations per block of a covariance
 _DENSE_SPEED, _SPARSE_SPEED = 2e10, 1e9  # multiply-adds per second of one core, in order of magnitude
 _ROWS = 65_536  # observations whose logarithms are computed at a time
-_MIN_BATCH = 20  # observations for a loess of variance on mean
-_MIN_GENES = 4  # with fewer that vary, loess crashes the process
+_MIN_BATCH = 20  # observations of a section for its own ranking of the genes
+_MIN_GENES = 4  # that vary in a batch: with fewer, scanpy's loess crashes the process
 _SPANS = (0.3, 0.5, 0.75, 1.0)  # shares of the genes in a local fit; scanpy uses the first
 _REPRODUCED = 0.999  # share of the variance of the stored values that a projection must explain
 _TARGET_SUM = 1e4  # scanpy's other usual depth
@@ -68,53 +67,30 @@ def select_genes(matrix: Csr, scale: str, n_top_genes: int = N_TOP_GENES, batch:
     values = matrix[:, expressed]
     large = np.zeros(0, dtype=np.int64) if batch is None else np.flatnonzero(np.bincount(batch) >= _MIN_BATCH)
     parts = [values[batch == b] for b in large] if len(large) > 1 else [values]
-    if scale == "counts":
-        return expressed[_variable_counts(parts, n_top_genes)]
-    return expressed[_variable_logs(parts, scale, n_top_genes)]
+    return expressed[_variable_genes(parts, scale, n_top_genes)]
 
 
-def _variable_logs(parts: list[Csr], scale: str, n_top_genes: int) -> Ints:
-    """Return the genes of largest dispersion (``seurat``)."""
+def _variable_genes(parts: list[Csr], scale: str, n_top_genes: int) -> Ints:
+    """Return the genes that scanpy calls highly variable: by ``seurat_v3`` for counts, else by ``seurat``."""
     import scanpy as sc
 
-    logged = AnnData(log_normalize(sparse.vstack(parts, format="csr"), scale))
-    logged.obs["batch"] = pd.Categorical(np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts]))
-    sc.pp.highly_variable_genes(logged, n_top_genes=n_top_genes, batch_key="batch" if len(parts) > 1 else None)
-    return np.flatnonzero(logged.var["highly_variable"])
-
-
-def _variable_counts(parts: list[Csr], n_top_genes: int) -> Ints:
-    """Return the genes of largest standardised variance (``seurat_v3``), without the slow import of scanpy."""
-    variance = np.stack([_standardised_variance(part) for part in parts])
-    rank = np.argsort(np.argsort(-variance, axis=1), axis=1).astype(np.float32)
-    rank[(rank >= n_top_genes) | (variance == 0)] = np.nan
-    table = pd.DataFrame({"rank": pd.DataFrame(rank).median(), "n_missing": np.isnan(rank).sum(axis=0)})
-    return np.sort(table.sort_values(["rank", "n_missing"]).index[:n_top_genes].to_numpy())
-
-
-def _standardised_variance(counts: Csr) -> Floats:
-    """Return the variance of each gene relative to a loess of it on the mean, or itself if few genes vary."""
-    n = counts.shape[0]
-    mean, variance = column_moments(counts)
-    variance *= n / (n - 1)
-    varies, fitted = variance > 0, np.ones(len(mean))
-    if varies.sum() >= _MIN_GENES:
-        fitted[varies] = 10 ** _loess(np.log10(mean[varies]), np.log10(variance[varies]))
-    maximum = np.sqrt(fitted * n) + mean
-    square = column_sums(counts, lambda x, column: np.minimum(x, maximum[column]) ** 2)
-    total = column_sums(counts, lambda x, column: np.minimum(x, maximum[column]))
-    return (n * mean**2 + square - 2 * total * mean) / ((n - 1) * fitted)
-
-
-def _loess(x: Floats, y: Floats) -> Floats:
-    """Local regression with the smallest span that is not singular, as it is if many genes share a mean."""
-    from skmisc.loess import loess
-
+    if scale == "counts":
+        fitted = [part for part in parts if np.count_nonzero(column_moments(part)[1]) >= _MIN_GENES]
+        if not fitted:
+            variance = column_moments(sparse.vstack(parts, format="csr"))[1]
+            return np.sort(np.argsort(-variance, kind="stable")[:n_top_genes])
+        parts = fitted
+    joined = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+    adata = AnnData(joined if scale == "counts" else log_normalize(joined, scale))
+    adata.obs["batch"] = pd.Categorical(np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts]))
+    how: dict[str, Any] = {"n_top_genes": n_top_genes, "batch_key": "batch" if len(parts) > 1 else None}
+    if scale != "counts":
+        sc.pp.highly_variable_genes(adata, **how)
+        return np.flatnonzero(adata.var["highly_variable"])
     for span in _SPANS:
-        model = loess(x, y, span=span, degree=2)
-        with suppress(ValueError):
-            model.fit()
-            return np.asarray(model.outputs.fitted_values)
+        with suppress(ValueError):  # the loess is singular if many genes share a mean
+            sc.pp.highly_variable_genes(adata, flavor="seurat_v3", span=span, **how)
+            return np.flatnonzero(adata.var["highly_variable"])
     raise ValueError("The variable genes cannot be determined: too many share a mean; name a `use_rep`.")
 
 
@@ -129,23 +105,12 @@ def principal_axes(
 ) -> tuple[Floats, Floats]:
     """Return the mean (n_vars,) and the first principal axes (n_vars, n_comps) of a sparse matrix."""
     if lanczos_pays(matrix.shape, matrix.nnz, n_comps):
-        return _axes_by_lanczos(matrix.astype(dtype, copy=False), n_comps, random_state)
+        from sklearn.decomposition import PCA
+
+        pca = PCA(n_comps, svd_solver="arpack", random_state=random_state).fit(matrix.astype(dtype, copy=False))
+        return pca.mean_.astype(np.float64), signed(pca.components_.T.astype(np.float64))
     blocks = (row_view(matrix, slice(i, i + BLOCK)) for i in range(0, matrix.shape[0], BLOCK))
     return axes_of_rows(blocks, matrix.shape, n_comps)
-
-
-def _axes_by_lanczos(matrix: Csr, n_comps: int, random_state: int) -> tuple[Floats, Floats]:
-    """Return mean and principal axes as scikit-learn's PCA, without its slow import."""
-    mean, transposed = np.asarray(matrix.mean(axis=0, dtype=np.float64)).ravel().astype(matrix.dtype), matrix.T
-    centred = LinearOperator(
-        matrix.shape,
-        matvec=lambda x: matrix @ x.ravel() - mean @ x.ravel(),
-        rmatvec=lambda x: transposed @ x.ravel() - mean * x.sum(),
-        dtype=matrix.dtype,
-    )
-    start = np.random.RandomState(random_state).uniform(-1, 1, min(matrix.shape))
-    axes = svds(centred, n_comps, v0=start)[2][::-1].T.astype(np.float64)
-    return mean.astype(np.float64), signed(axes)
 
 
 def axes_of_rows(blocks: Iterable[Csr], shape: tuple[int, int], n_comps: int) -> tuple[Floats, Floats]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import sparse
@@ -39,21 +38,17 @@ def equal_blocks(pieces: Iterator[Csr], size: int) -> Iterator[Csr]:
         yield held[0] if len(held) == 1 else sparse.vstack(held, format="csr")
 
 
-def column_sums(matrix: Csr, of: Callable[[Any, Any], Any]) -> Floats:
-    """Return the sum of ``of(values, columns)`` over each column, in float64."""
-    total = np.zeros(matrix.shape[1])
-    for start in range(0, matrix.nnz, _CHUNK):
-        column = matrix.indices[start : start + _CHUNK]
-        values = matrix.data[start : start + _CHUNK].astype(np.float64)
-        total += np.bincount(column, of(values, column), matrix.shape[1])
-    return total
-
-
 def column_moments(matrix: Csr) -> tuple[Floats, Floats]:
-    """Return mean and variance of each column."""
-    mean = column_sums(matrix, lambda x, _: x) / matrix.shape[0]
-    square = column_sums(matrix, lambda x, _: x**2) / matrix.shape[0]
-    return mean, np.maximum(square - mean**2, 0.0)
+    """Return mean and variance of each column, in float64."""
+    n_obs, n_vars = matrix.shape
+    total, squares = np.zeros(n_vars), np.zeros(n_vars)
+    for start in range(0, matrix.nnz, _CHUNK):
+        columns = matrix.indices[start : start + _CHUNK]
+        values = matrix.data[start : start + _CHUNK].astype(np.float64)
+        total += np.bincount(columns, values, n_vars)
+        squares += np.bincount(columns, values**2, n_vars)
+    mean = total / n_obs
+    return mean, np.maximum(squares / n_obs - mean**2, 0.0)
 
 
 def leading_axes(covariance: Floats, n_comps: int) -> Floats:
