@@ -22,12 +22,12 @@ NAMESPACES = {
     "tl": "Tools",
     "pl": "Plotting",
     "get": "Tables",
-    "datasets": "Data sets",
+    "datasets": "Datasets",
     "io": "Reading and writing",
     "models": "Models",
 }
 
-# The order of a reader's questions. A name that is not listed stands last in its namespace.
+# In the order of a reader's questions. Names that are not listed come last in their namespace.
 TASKS = {
     "Read and write": ("io",),
     "Prepare a section": ("pp",),
@@ -52,8 +52,8 @@ TASKS = {
     "Evaluate and tune": (
         "tl.evaluate", "tl.tune", "get.evaluation", "pl.evaluation", "pl.robustness", "pl.sensitivity",
     ),
-    "Train and keep models": ("models",),
-    "Public and generated sections": ("datasets",),
+    "Train and save models": ("models",),
+    "Load public and synthetic sections": ("datasets",),
 }  # fmt: skip
 
 # What a reader has, the page to go to, and what is there.
@@ -61,27 +61,27 @@ QUESTIONS = (
     (
         "I have one section",
         "generated/tutorials/quickstart",
-        "Compartments, their graph and marker genes.",
+        "Find compartments, their region graph and marker genes.",
     ),
     (
         "I have a few annotations",
         "generated/tutorials/scribbles",
-        "A few marked spots segment the rest.",
+        "Segment the section from a few annotated spots.",
     ),
     ("I have an annotated section", "generated/tutorials/transfer", "Train a model once and apply it to new sections."),
-    ("I have a disease label", "generated/tutorials/biomarkers", "Biomarkers across patients, and drug targets."),
-    ("I have patients", "generated/tutorials/conditions", "Compare conditions, with the patient as the replicate."),
-    ("I have time points", "generated/tutorials/time", "Trends of compartments and genes over time."),
-    ("I have labels for all spots", "generated/tutorials/framework", "Predict tissue class and disease jointly."),
-    ("I have a million cells", "generated/tutorials/large", "What costs what; expression that stays in a file."),
+    ("I have a disease label", "generated/tutorials/biomarkers", "Find biomarkers and drug targets across patients."),
+    ("I have patients", "generated/tutorials/conditions", "Compare conditions, with patients as replicates."),
+    ("I have time points", "generated/tutorials/time", "Follow compartments and genes over time."),
+    ("I have labels for most spots", "generated/tutorials/framework", "Predict tissue class and disease jointly."),
+    ("I have a million cells", "generated/tutorials/large", "Plan time and memory; keep expression on disk."),
     (
         "I have SpatialData or QuPath files",
         "generated/tutorials/spatialdata",
-        "Annotations in, segments and a report out.",
+        "Import annotations; export segments and a report.",
     ),
-    ("I want to mark spots by hand", "annotate", "Draw labels on the tissue and segment again."),
-    ("I have a cluster", "command_line", "Every step on files, with exit codes and Snakemake."),
-    ("I want to hand on results", "report", "One HTML file that opens in a browser."),
+    ("I want to annotate spots", "annotate", "Draw labels on the tissue and segment from them."),
+    ("I have a cluster", "command_line", "Run every step on files, for example with Snakemake."),
+    ("I want to share results", "report", "Write one HTML file that opens in a browser."),
 )
 
 # The plot that shows what a call wrote, where it has another name.
@@ -159,8 +159,8 @@ def write_api() -> None:
     text = [
         "# API by task\n",
         "```python\nimport stxtools as st\n```\n",
-        "Every function takes an {class}`~anndata.AnnData` or SpatialData first and writes its results there. The page "
-        "[slots](slots.md) lists them. It returns nothing; `copy=True` returns a changed copy instead.\n",
+        "Functions in `pp` and `tl` take an {class}`~anndata.AnnData` or SpatialData first, write their results to it "
+        "([slots](slots.md) lists them), and return None. `copy=True` returns a changed copy instead.\n",
         f"```{{toctree}}\n:maxdepth: 1\n:hidden:\n\n{entries}\n```\n",
     ]
     tasks["Share the results"] = ["report"]
@@ -189,9 +189,9 @@ def extra_lines(name: str) -> list[str]:
     plot = DRAWN_BY.get(name, name.replace("tl.", "pl."))
     lines = []
     if name in _written():
-        lines += ["", f"All that it writes: :ref:`slots of {name} <slots-{name}>`."]
+        lines += ["", f"All outputs: :ref:`slots of {name} <slots-{name}>`."]
     if plot.startswith("pl.") and plot.removeprefix("pl.") in namespace("pl").__all__:
-        what = "The figure of the example" if plot == name else f"Drawn by :func:`{plot} <stxtools.{plot}>`"
+        what = "Figure of the example" if plot == name else f"Drawn by :func:`{plot} <stxtools.{plot}>`"
         alt = f"Figure of the example of {plot}"
         lines += [
             "",
@@ -209,10 +209,10 @@ def write_slots() -> None:
     from stxtools._docs import SLOTS
 
     text = [
-        "# Slots: what each call writes\n",
-        "Keys are those of the default `key_added`; another `key_added` replaces their base name. "
-        '`{library}` is the name of a section: a value of `obs[library_key]`, or the name in `uns["spatial"]`, '
-        "or `section`. Everything here can be written with `write_h5ad` and `write_zarr` and comes back equal.\n",
+        "# Slots: what each function writes\n",
+        "The tables give the keys for the default `key_added`; another `key_added` replaces their base name. "
+        '`{library}` is the name of a section: a value of `obs[library_key]`, otherwise the name in `uns["spatial"]`, '
+        "otherwise `section`. `write_h5ad` and `write_zarr` store all slots without loss.\n",
     ]
     for call, rows in groupby(SLOTS, key=lambda row: row.call):
         prefix, function = call.split(".")
@@ -270,8 +270,8 @@ def write_tutorials() -> None:
     entries = "\n".join(f"tutorials/{p.stem}" for p in notebooks)
     _write(
         GENERATED / "tutorials.md",
-        "# Tutorials\n\nNotebooks on real and generated sections, with the time that each takes on one core. Download "
-        "one with the button at the top of its page; `make tutorials` runs all.\n\n"
+        "# Tutorials\n\nThese notebooks use real and synthetic sections. Each card gives the run time on one core. To "
+        "download a notebook, use the button at the top of its page; `make tutorials` runs all of them.\n\n"
         f"{_grid(cards, '1 2 3 3')}\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{entries}\n```\n",
     )
 
