@@ -14,19 +14,18 @@ from experiments import JOINT, SENSITIVITY
 
 _HEAD = """# Results of `python benchmarks/paper`
 
-Written by that command; [the experiments](../experiments.md) discuss it. {kind}
+That command wrote this page; the [experiments](../experiments.md) page discusses it. {kind}
 
-Values are mean ± standard deviation over {seeds}; every seed draws its own tissue (generated data), its own blocks and
-its own models. Accuracy, precision and recall are in per cent; precision, recall and AUROC are averages over classes,
-AUROC one class against the rest. Differences are paired by split: a fold of a seed or, where patients are held
-out, a patient averaged over seeds. They are given ± standard error, with the number of standard errors in brackets:
-from 2 on (MSE: -2) the framework is better. The best of the others is bold. Published figures are of data and splits
-that are not available.
+Values are mean ± standard deviation over {seeds}. Each seed draws its own tissue (synthetic data), blocks and models.
+Accuracy, precision and recall are in per cent; precision, recall and one-against-rest AUROC are averages over classes.
+Differences are paired by split: a fold of a seed or, where patients are held out, a patient averaged over seeds. They
+are given ± standard error, with the number of standard errors in brackets: from 2 (MSE: -2), the framework is better.
+The best of the other models is bold. Published values are from data and splits that are not available.
 
 Rows were measured with stxtools {sources} (version and digest of the models' code).
 """
 _QUICK = "**This is the quick run: fewer seeds, folds and cases than the full one.**"
-_PART = "**It was broken off before all seeds were through: see the number of seeds in each table.**"
+_PART = "**It ended before all seeds were complete: see the number of seeds in each table.**"
 _FULL = "This is the full run."
 
 
@@ -77,10 +76,10 @@ def write_page(
     leaky = {n: tables[f"{n}_leaky"] for n in ("visium", "dlpfc", "xenium") if f"{n}_leaky" in tables}
     if leaky:
         text += [
-            "## What leaks: random splits beside blocks\n",
+            "## Leakage: random splits beside blocks\n",
             report.metric_table(leaky, "accuracy", "region", by_scheme=True),
-            "\nIn a random split the neighbours of a test observation are learned from. These figures are not accuracy "
-            "on new tissue.\n",
+            "\nIn a random split, models are trained on the neighbours of test observations, so this is not the "
+            "accuracy on new tissue.\n",
         ]
     (out / "results.md").write_text(tables_beside("\n".join(text), out), encoding="utf-8")
 
@@ -106,11 +105,11 @@ def _attention(out: Path, work: Path, *, quick: bool) -> list[str]:
     adata = attention_figure(out, work, quick=quick)
     return [
         "## Figure 3: attention\n",
-        "![Attention maps](figure3.png)\n\nFigure 3: truth and prediction. Then attention between regions in the "
-        "framework (width and colour of the edges), and the length of the gradient of its predicted class in each "
-        "spot's input. Then the same gradient of the U-Net alone, and the mean attention that a spot gets from its "
-        f"neighbours in the graph network alone. {adata.n_obs:,} spots of Visium-like tissue, each panel on its own "
-        "scale. Labels of all spots were seen: an illustration, not a test.\n",
+        "![Attention maps](figure3.png)\n\nFigure 3: truth and prediction. Framework: attention between regions "
+        "(width and colour of the edges), and length of the gradient of the predicted class in each spot's input. "
+        "U-Net alone: the same gradient. Graph network alone: mean attention that a spot gets from its neighbours. "
+        f"{adata.n_obs:,} spots of Visium-like tissue, each panel on its own scale. This is an illustration, not a "
+        "test: the labels of all spots were seen.\n",
     ]
 
 
@@ -121,7 +120,7 @@ def _mse(out: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
     if not found:
         return []
     text = [
-        "## Table 4: mean squared error of genes that were hidden\n",
+        "## Table 4: mean squared error of hidden genes\n",
         report.metric_table(found, "mse", "expression"),
         "\nLog-normalised expression, scaled so that predicting the training mean gives about 1.\n",
     ]
@@ -138,8 +137,8 @@ def _sensitivity(out: Path, trials: pd.DataFrame) -> list[str]:
     return [
         "## Figure 6: AUROC over the weights of the two losses\n",
         "![AUROC over alpha and beta](figure6.png)\n\nFigure 6: mean AUROC of both tasks on MERFISH-like tissue of "
-        f"{int(trials['n_obs'].iloc[0]):,} cells, a third of the blocks held out, mean ± standard deviation over seeds "
-        f"({seeds}), each with a tissue of its own. Between the worst and the best cell lie "
+        f"{int(trials['n_obs'].iloc[0]):,} cells, a third of the blocks held out, mean ± standard deviation over "
+        f"{seeds} seeds, each with its own tissue. The best and the worst cell differ by "
         f"{cells['value'].max() - cells['value'].min():.4f}{within}.\n",
     ]
 
@@ -151,8 +150,8 @@ def _ablation(table: pd.DataFrame) -> list[str]:
     table = table[wanted.isna() | (wanted == table["target"])]
     size = int(table["n_train"].max() + table["n_test"].max())
     return [
-        "## Ablation: the framework with parts taken out\n",
-        f"MERFISH-like tissue of {size:,} cells, a fifth of the blocks held out. The single tasks are judged on what "
+        "## Ablation: the framework with parts removed\n",
+        f"MERFISH-like tissue of {size:,} cells, a fifth of the blocks held out. Single tasks are evaluated on what "
         "they were trained for.\n",
         report.scores_table(table, BOTH),
         f"\nEach minus {JOINT.removesuffix(' (default)')}:\n",
@@ -174,12 +173,12 @@ def _real(tables: dict[str, pd.DataFrame]) -> list[str]:
     if "her2st" in tables:
         targets = {"biomarker": "tumour"}
         text += [
-            "### HER2-positive breast tumours: tumour, one patient left out at a time\n",
+            "### HER2-positive breast tumours: tumour, one patient held out at a time\n",
             report.scores_table(tables["her2st"], targets),
             "",
             *_differences(tables["her2st"], targets),
-            "\nAUROC by the patient who was left out:\n",
+            "\nAUROC by held-out patient:\n",
             report.per_fold(tables["her2st"], "auroc"),
             "",
         ]
-    return text if len(text) > 1 else [*text, "No real section was at hand in this run.\n"]
+    return text if len(text) > 1 else [*text, "This run had no real section.\n"]
