@@ -21,8 +21,6 @@ from conftest import QUICK_NET, QUICK_UNET, assert_same
 import stxtools as st
 import stxtools.models as models
 from stxtools.__main__ import main
-from stxtools._files import atomic_write
-from stxtools._run.files import write_h5ad
 
 RESULTS = {
     "adata.h5ad", "biomarkers.csv", "report.html", "segments.png", "region_graph.png", "attention.png",
@@ -73,10 +71,9 @@ def replaced(patch: pytest.MonkeyPatch, name: str, function: Callable[..., Any])
     patch.setattr(f"stxtools.tl.{name}", functools.wraps(getattr(st.tl, name))(lambda *a, **k: function(*a, **k)))
 
 
-def test_run_writes_everything(quick, make_section, tmp_path, capsys):
-    adata = make_section(libraries=2)
+def test_run_writes_all_results_and_prints_its_steps(quick, make_section, tmp_path, capsys):
+    adata, out = make_section(libraries=2), tmp_path / "a folder" / "out"
     adata.write_h5ad(tmp_path / "in.h5ad")
-    out = tmp_path / "a folder" / "out"
     assert run("--input", tmp_path / "in.h5ad", "--out", out, "--library-key", "library", "--groupby", "band") == 0
     assert names(out) == RESULTS
     written = ad.read_h5ad(out / "adata.h5ad")
@@ -84,21 +81,16 @@ def test_run_writes_everything(quick, make_section, tmp_path, capsys):
     table = pd.read_csv(out / "biomarkers.csv")
     assert set(table["group"]) == {"a", "b", "c"}
     assert len(table) == 3 * adata.n_vars
-    said = capsys.readouterr()
-    assert "segment" in said.out
-    assert "time" in said.out
+    printed = capsys.readouterr()
+    assert "segment" in printed.out
+    assert "time" in printed.out
     for group, part in table[table["pvals_adj"] <= 0.05].groupby("group"):
-        line = (
-            f"{group} against the rest: {len(part)} of {adata.n_vars} genes, {part['beyond_composition'].sum()} beyond"
-        )
-        assert line in said.out
+        counts = f"{len(part)} of {adata.n_vars} genes, {part['beyond_composition'].sum()} beyond"
+        assert f"{group} against the rest: {counts}" in printed.out
     steps = ["read", "segment", "region_graph", "embed", "biomarkers", "figures", "write"]
-    assert [line.split()[1] for line in said.err.splitlines()] == steps  # a line for each step, with its time
-    assert all(" s" in line for line in said.err.splitlines())
-    assert all((p.stat().st_size > 5000) for p in out.glob("*.png"))
-    again = tmp_path / "again.h5ad"
-    written.write_h5ad(again)
-    assert_same(written, ad.read_h5ad(again))
+    assert [line.split()[1] for line in printed.err.splitlines()] == steps  # a line for each step, with its time
+    assert all(" s" in line for line in printed.err.splitlines())
+    assert all(figure.stat().st_size > 5000 for figure in out.glob("*.png"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +121,7 @@ def test_run_writes_everything(quick, make_section, tmp_path, capsys):
         (["--config", "{here}/none.toml"], "no configuration file"),
     ],
 )
-def test_arguments_are_checked_first(section, tmp_path, capsys, monkeypatch, args, match):
+def test_wrong_arguments_are_reported_before_any_step(section, tmp_path, capsys, monkeypatch, args, match):
     monkeypatch.setattr("stxtools.models.Segmenter.fit", _interrupt)  # nothing may be started
     (tmp_path / "x.csv").write_text("a,b\n")
     (tmp_path / "cut.h5ad").write_bytes(section.read_bytes()[:5000])
@@ -140,7 +132,7 @@ def test_arguments_are_checked_first(section, tmp_path, capsys, monkeypatch, arg
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_run_goes_on(quick, section, tmp_path, capsys, monkeypatch):
+def test_interrupted_run_resumes_to_the_same_results(quick, section, tmp_path, capsys, monkeypatch):
     straight, out = tmp_path / "straight", tmp_path / "out"
     assert run("--input", section, "--out", straight, "--groupby", "band") == 0
     with monkeypatch.context() as patch:
@@ -152,13 +144,13 @@ def test_an_interrupted_run_goes_on(quick, section, tmp_path, capsys, monkeypatc
     assert run("--input", section, "--out", out, "--groupby", "band") == 2
     assert "--resume goes on" in capsys.readouterr().err
     assert run("--input", section, "--out", out, "--groupby", "segment", "--seed", 3, "--resume") == 2
-    said = capsys.readouterr().err
-    assert "--groupby was 'band', now 'segment'" in said
-    assert "--seed was 0, now 3" in said
+    printed = capsys.readouterr().err
+    assert "--groupby was 'band', now 'segment'" in printed
+    assert "--seed was 0, now 3" in printed
 
     with monkeypatch.context() as patch:
-        for name in ("segment", "region_graph", "embed"):
-            replaced(patch, name, _interrupt)  # not called again
+        for name in ("segment", "region_graph", "embed"):  # not called again
+            replaced(patch, name, _interrupt)
         assert run("--input", section, "--out", out, "--groupby", "band", "--resume") == 0
     assert names(out) == RESULTS
     assert_same(ad.read_h5ad(straight / "adata.h5ad"), ad.read_h5ad(out / "adata.h5ad"))
@@ -172,24 +164,24 @@ def test_an_interrupted_run_goes_on(quick, section, tmp_path, capsys, monkeypatc
     assert f"{str(section)!r} was" in capsys.readouterr().err
 
 
-def test_one_section_is_said_by_an_option(make_section, tmp_path, capsys, monkeypatch):
+def test_option_one_section_pools_samples_of_one_slide(make_section, tmp_path, capsys, monkeypatch):
     section = make_section(rows=12, cols=10)
     ad.concat([section, section], index_unique="-").write_h5ad(tmp_path / "twice.h5ad")
     how = ("--input", tmp_path / "twice.h5ad", "--out", tmp_path / "out")
     assert run(*how) == 2
     assert "`--one-section`" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    asked = []
-    replaced(monkeypatch, "segment", lambda adata, *args, **kwargs: asked.append(kwargs) or _interrupt())
+    arguments = []
+    replaced(monkeypatch, "segment", lambda adata, *args, **kwargs: arguments.append(kwargs) or _interrupt())
     assert run(*how, "--one-section") == 130
-    assert asked[0]["library_key"] is False
+    assert arguments[0]["library_key"] is False
     with pytest.raises(SystemExit) as stop:
         run(*how, "--one-section", "--library-key", "band")
     assert stop.value.code == 2
     assert run(*how[:2], *how[1:], "--one-section") == 2
 
 
-def test_nothing_is_left_where_no_step_was_finished(section, tmp_path, capsys, monkeypatch):
+def test_run_interrupted_in_its_first_step_leaves_no_folder(section, tmp_path, capsys, monkeypatch):
     replaced(monkeypatch, "segment", _interrupt)
     assert run("--input", section, "--out", tmp_path / "out") == 130
     assert "nothing was written" in capsys.readouterr().err
@@ -209,7 +201,7 @@ runpy.run_module("stxtools", run_name="__main__")
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
-def test_a_killed_run_leaves_earlier_results(section, tmp_path, sent, status):
+def test_killed_run_keeps_earlier_results(section, tmp_path, sent, status):
     out = tmp_path / "out"
     out.mkdir()
     (out / "adata.h5ad").write_text("good")
@@ -225,7 +217,7 @@ def test_a_killed_run_leaves_earlier_results(section, tmp_path, sent, status):
     assert not list((out / "unfinished").glob("*.part*"))
 
 
-def test_existing_results(quick, section, tmp_path, capsys, monkeypatch):
+def test_failed_overwrite_keeps_existing_results_until_resumed(quick, section, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     (out / "history.png").write_text("old")
@@ -235,15 +227,15 @@ def test_existing_results(quick, section, tmp_path, capsys, monkeypatch):
     assert run("--input", section, "--out", out, "--resume") == 2
     assert names(out) == {"history.png", "notes.txt"}
 
-    def fails(*args: Any, **kwargs: Any) -> None:
+    def disk_full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        replaced(patch, "region_graph", fails)
+        replaced(patch, "region_graph", disk_full)
         assert run("--input", section, "--out", out, "--overwrite", "--protect", "none") == 1
-    said = capsys.readouterr().err
-    assert "No space left" in said
-    assert "stopped in step region_graph; segment: finished and saved" in said
+    printed = capsys.readouterr().err
+    assert "No space left" in printed
+    assert "stopped in step region_graph; segment: finished and saved" in printed
     assert (out / "history.png").read_text() == "old"
     assert run("--input", section, "--out", out, "--resume", "--protect", "none") == 0
     assert "optimistic" in capsys.readouterr().err  # warnings of the calls are shown
@@ -251,7 +243,7 @@ def test_existing_results(quick, section, tmp_path, capsys, monkeypatch):
     assert (out / "history.png").stat().st_size > 5000
 
 
-def test_a_model_is_saved_and_applied(quick, no_figures, section, tmp_path):
+def test_saved_model_gives_the_same_segments(quick, no_figures, section, tmp_path):
     model = tmp_path / "m.stx"
     assert run("--input", section, "--out", tmp_path / "one", "--save-model", model, "--quiet") == 0
     args = ["--input", section, "--out", tmp_path / "two", "--model", model, "--groupby", "band", "--quiet"]
@@ -261,35 +253,33 @@ def test_a_model_is_saved_and_applied(quick, no_figures, section, tmp_path):
     assert "history" not in two.uns["segment"]
 
 
-def test_two_runs_do_not_write_to_one_folder(section, tmp_path, capsys, monkeypatch):
-    inner = []
+def test_second_run_in_the_same_folder_is_refused(section, tmp_path, capsys, monkeypatch):
+    how, second = ("--input", section, "--out", tmp_path / "out"), []
 
-    def second(*args: Any, **kwargs: Any) -> None:
-        if not inner:
-            inner.append(0)
-            inner[0] = run("--input", section, "--out", tmp_path / "out", "--overwrite")
+    def run_again(*args: Any, **kwargs: Any) -> None:
+        second.append(run(*how, "--overwrite"))
         raise KeyboardInterrupt
 
-    replaced(monkeypatch, "segment", second)
-    assert run("--input", section, "--out", tmp_path / "out") == 130
-    assert inner == [2]
+    replaced(monkeypatch, "segment", run_again)
+    assert run(*how) == 130
+    assert second == [2]
     assert "Another run" in capsys.readouterr().err
 
 
-def test_what_others_wrote_is_not_replaced(make_section, tmp_path, capsys):
+def test_column_segment_of_the_user_is_not_replaced(make_section, tmp_path, capsys):
     adata = make_section()
     adata.obs["segment"] = "mine"
     adata.write_h5ad(tmp_path / "in.h5ad")
     assert run("--input", tmp_path / "in.h5ad", "--out", tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert "`adata.obs['segment']` exists already" in said
-    assert "key_added" not in said
+    printed = capsys.readouterr().err
+    assert "`adata.obs['segment']` exists already" in printed
+    assert "key_added" not in printed
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
-def test_configuration_file(quick, no_figures, section, tmp_path, capsys):
+def test_command_line_overrides_configuration_file(quick, no_figures, section, tmp_path, capsys):
     config = tmp_path / "run.toml"
     config.write_text(
         f'input = "{section}"\nout = "{tmp_path / "out"}"\nn-segments = 7\ngroupby = "band"\n'
@@ -297,9 +287,9 @@ def test_configuration_file(quick, no_figures, section, tmp_path, capsys):
     )
     assert main(["run", "--config", str(config), "--n-segments", "3"]) == 0
     assert capsys.readouterr().err == ""
-    told = json.loads((tmp_path / "out" / "run.json").read_text())["options"]
-    assert told["n_segments"] == 3  # the command line wins
-    assert told["covariates"] == "depth"
+    options = json.loads((tmp_path / "out" / "run.json").read_text())["options"]
+    assert options["n_segments"] == 3
+    assert options["covariates"] == "depth"
     written = ad.read_h5ad(tmp_path / "out" / "adata.h5ad")
     assert written.uns["segment"]["params"]["n_segments"] == 3
     assert list(written.uns["biomarkers_params"]["covariates"]) == ["depth"]
@@ -321,34 +311,29 @@ def test_configuration_file(quick, no_figures, section, tmp_path, capsys):
         ("seed = 1\nn_segments = \n", "line 2"),
     ],
 )
-def test_wrong_configuration(tmp_path, capsys, text, match):
+def test_wrong_configuration_is_reported(tmp_path, capsys, text, match):
     (tmp_path / "run.toml").write_text(text)
     assert main(["run", "--config", str(tmp_path / "run.toml")]) == 2
     assert match in capsys.readouterr().err
 
 
-def test_help_and_version(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--version"])
-    assert stop.value.code == 0
-    assert "stxtools" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
-        main(["run", "--help"])
-    assert stop.value.code == 0
-    said = capsys.readouterr().out
-    assert "--resume" in said
-    assert "exit status" in said
-    with pytest.raises(SystemExit) as stop:
-        main(["run", "--n-segments", "x"])
-    assert stop.value.code == 2
+def test_help_version_and_exit_status(capsys):
+    printed = []
+    for arguments, status in ((["--version"], 0), (["run", "--help"], 0), (["run", "--n-segments", "x"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == status
+        printed.append(capsys.readouterr().out)
+    assert f"stxtools {st.__version__}" in printed[0]
+    assert "--resume" in printed[1]
+    assert "exit status" in printed[1]
 
 
 # --- several files ---------------------------------------------------------------------------------------------------
 
 
-def test_several_files(quick, no_figures, make_section, tmp_path, capsys):
-    one, two = make_section(), make_section(seed=1)[:, ::-1].copy()
-    two = two[:, :25].copy()
+def test_files_are_joined_on_shared_genes(quick, no_figures, make_section, tmp_path, capsys):
+    one, two = make_section(), make_section(seed=1)[:, :4:-1].copy()
     for part, name in ((one, "A"), (two, "B")):
         del part.obs["library"]
         part.uns["spatial"] = {"img": {"images": {"lowres": np.zeros((40, 40, 3))},
@@ -360,17 +345,16 @@ def test_several_files(quick, no_figures, make_section, tmp_path, capsys):
     one.write_h5ad(tmp_path / "A.h5ad")
     inputs = ["--input", tmp_path / "A.h5ad", tmp_path / "B.h5ad"]
     assert run(*inputs, "--out", tmp_path / "out", "--image-key", "lowres", "--groupby", "band") == 0
-    said = capsys.readouterr().out
-    assert "2 files joined on the 25 genes" in said
-    assert "'X_pca'" in said
+    printed = capsys.readouterr().out
+    assert "2 files joined on the 25 genes" in printed
+    assert "'X_pca'" in printed
     written = ad.read_h5ad(tmp_path / "out" / "adata.h5ad")
     assert written.shape == (one.n_obs + two.n_obs, 25)
     assert list(written.obs["library"].cat.categories) == ["A", "B"]
     assert set(written.uns["spatial"]) == {"A", "B"}
     assert written.obs["only"].isna().sum() == two.n_obs
     assert list(written.uns["biomarkers_params"]["libraries"]) == ["A", "B"]
-    genes = written.var_names
-    np.testing.assert_array_equal(written.X[one.n_obs :].toarray(), two[:, genes].X.toarray())
+    np.testing.assert_array_equal(written.X[one.n_obs :].toarray(), two[:, written.var_names].X.toarray())
 
 
 @pytest.mark.parametrize(
@@ -383,7 +367,7 @@ def test_several_files(quick, no_figures, make_section, tmp_path, capsys):
         (lambda a: setattr(a, "X", a.X.log1p()), "different scales in `X` ('A': counts, 'B': log)"),
     ],
 )
-def test_files_that_do_not_fit(make_section, tmp_path, capsys, change, match):
+def test_files_that_cannot_be_joined_are_reported(make_section, tmp_path, capsys, change, match):
     one, two = make_section(), make_section()
     two.obs["library"] = "lib1"
     change(two)
@@ -396,51 +380,20 @@ def test_files_that_do_not_fit(make_section, tmp_path, capsys, change, match):
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
-
-def test_files_are_whole_or_not_there(tmp_path):
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-
-    def fails() -> None:
-        with atomic_write(target) as part:
-            part.write_text("new")
-            raise OSError
-
-    with pytest.raises(OSError):  # noqa: PT011
-        fails()
-    assert target.read_text() == "old"
-    assert names(tmp_path) == {"a.txt"}
-    with atomic_write(target) as part:
-        part.write_text("new")
-    assert target.read_text() == "new"
-
-
-def test_h5ad_is_what_anndata_writes(line, tmp_path):
-    write_h5ad(line, tmp_path / "a.h5ad")
-    line.write_h5ad(tmp_path / "b.h5ad")
-    assert_same(ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_h5ad(tmp_path / "b.h5ad"))
-
-
 _FULL = """
-import resource, sys
-import anndata as ad
-from pathlib import Path
-from stxtools._run.files import write_h5ad
-adata = ad.read_h5ad(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-try:
-    write_h5ad(adata, Path(sys.argv[2]))
-except OSError as err:
-    sys.exit(40 + (err.errno == 27))
+import functools, resource, runpy, sys
+import stxtools.tl as tl
+full = lambda *a, **k: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+tl.segment = functools.wraps(tl.segment)(full)
+runpy.run_module("stxtools", run_name="__main__")
 """
 
 
-def test_a_full_disk_is_an_error_and_no_crash(section, tmp_path):
+def test_full_disk_is_an_error_and_leaves_the_earlier_file(section, tmp_path):
     target = tmp_path / "out.h5ad"
     target.write_text("good")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _FULL, str(section), str(target)], check=False, timeout=120
-    )
-    assert done.returncode == 41
+    command = [sys.executable, "-W", "ignore", "-c", _FULL, "segment", str(section), str(target)]
+    done = subprocess.run(command, check=False, timeout=120, capture_output=True, text=True)
+    assert (done.returncode, "File too large" in done.stderr) == (1, True), done.stderr
     assert target.read_text() == "good"
     assert names(tmp_path) == {"in.h5ad", "out.h5ad"}

@@ -61,7 +61,7 @@ def rules() -> list[dict[str, str]]:
     ]
 
 
-def test_the_documented_workflow_is_what_the_functions_do(folder, capsys):
+def test_documented_workflow_gives_the_results_of_the_functions(folder, capsys):
     found = rules()
     assert [rule["name"] for rule in found] == ["all", *STEPS]
     made = {"sections/A1.h5ad"}
@@ -96,22 +96,22 @@ def test_the_documented_workflow_is_what_the_functions_do(folder, capsys):
     assert len(pd.read_csv("results/A1.csv")) == 3 * adata.n_vars
 
 
-def test_the_command_line_wins_and_json_is_read(folder, monkeypatch):
-    asked = {}
-    call = functools.wraps(st.tl.biomarkers)(lambda adata, **how: asked.update(how))
+def test_command_line_overrides_json_configuration(folder, monkeypatch):
+    passed = {}
+    call = functools.wraps(st.tl.biomarkers)(lambda adata, **how: passed.update(how))
     monkeypatch.setattr("stxtools.tl.biomarkers", call)
     config = {"biomarkers": {"groupby": "band", "covariates": ["composition"], "protect": None}, "seed": 4}
     Path("c.json").write_text(json.dumps(config))
     arguments = ["biomarkers", "sections/A1.h5ad", "out.h5ad", "--config", "c.json", "--quiet"]
     assert main([*arguments, "--n-null", "7", "--groups", "a", "b", "--seed", "5", "--one-section",
                  "--alternative", "two-sided"]) == 0  # fmt: skip
-    assert asked == {
+    assert passed == {
         "groupby": "band", "covariates": "composition", "protect": None, "n_null": 7, "groups": ["a", "b"],
         "library_key": False, "random_state": 5, "alternative": "two-sided", "show_progress": False,
     }  # fmt: skip
     for given, groups in ((["a"], ["a"]), (["all"], "all")):
         assert main([*arguments, "--groups", *given, "--covariates", "none"]) == 0
-        assert (asked["groups"], asked["covariates"]) == (groups, None)
+        assert (passed["groups"], passed["covariates"]) == (groups, None)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_command_line_wins_and_json_is_read(folder, monkeypatch):
         (["report", "sections/A1.h5ad", "out.html", "--config", "list.json"], "an object"),
     ],
 )
-def test_what_does_not_fit(folder, capsys, arguments, match):
+def test_wrong_arguments_are_reported_and_write_nothing(folder, capsys, arguments, match):
     Path("wrong.toml").write_text('layr = "counts"\n')
     Path("list.json").write_text("[1]")
     before = sorted(folder.rglob("*"))
@@ -143,7 +143,7 @@ def test_what_does_not_fit(folder, capsys, arguments, match):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_an_interrupted_step_leaves_the_earlier_file(folder, capsys, monkeypatch):
+def test_interrupted_step_leaves_the_earlier_file(folder, capsys, monkeypatch):
     def stopped(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
@@ -160,7 +160,7 @@ def test_every_parameter_is_an_option(step, capsys):
     with pytest.raises(SystemExit) as stop:
         main([step, "--help"])
     assert stop.value.code == 0
-    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
     names = set(options_of(step)) - {"random_state"}
-    assert {f"--{name.replace('_', '-')}" for name in names} <= set(re.findall(r"--[a-z-]+", said))
-    assert "section of each observation" in said or step == "embed"  # descriptions come from the docstrings
+    assert {f"--{name.replace('_', '-')}" for name in names} <= set(re.findall(r"--[a-z-]+", printed))
+    assert "section of each observation" in printed or step == "embed"  # descriptions come from the docstrings
