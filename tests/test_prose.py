@@ -22,21 +22,18 @@ def prose() -> ModuleType:
     return module
 
 
-def test_sentences_are_short_and_terms_are_those_of_the_field(prose: ModuleType) -> None:
+def test_docs_have_short_sentences_and_no_banned_metaphors(prose: ModuleType) -> None:
     found = prose.faults()
     assert not found, "\n".join(found)
     assert prose.count() <= 12_000, "the pages have more prose than a reader takes in"
 
 
-def test_a_long_sentence_and_a_metaphor_are_found(prose: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_finds_long_sentences_and_metaphors(prose: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"# {'word ' * 40}\n\nIt is {'very ' * 29}long.\n\nHonest.\n\n| {'x ' * 40}|\n\n```\n{'x ' * 40}\n```\n"
     monkeypatch.setattr(prose, "texts", lambda: iter([("page", text)]))
     assert [fault.split(":")[1].strip() for fault in prose.faults()][:2] == ["32 words", "'honest'"]
-    assert [prose.words(s) for s in prose.sentences("A b (`c d e`). Two [linked words](http://x.y/z). 0.5 ± 0.1")] == [
-        3,
-        3,
-        0,
-    ]
+    sentences = prose.sentences("A b (`c d e`). Two [linked words](http://x.y/z). 0.5 ± 0.1")
+    assert [prose.words(sentence) for sentence in sentences] == [3, 3, 0]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

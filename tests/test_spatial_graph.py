@@ -16,7 +16,7 @@ from stxtools._spatial.graph import contact_lengths, neighbour_mean, observation
 from stxtools._spatial.raster import RasterGrid, rasterize, rasterize_libraries
 
 
-def _one(xy: np.ndarray, **kwargs) -> tuple[sparse.csr_matrix, list[RasterGrid], np.ndarray]:
+def _graph(xy: np.ndarray, **kwargs) -> tuple[sparse.csr_matrix, list[RasterGrid], np.ndarray]:
     codes = np.zeros(len(xy), dtype=np.int64)
     index, grid = rasterize(xy, **kwargs)
     return spatial_graph(xy, codes, index, [grid], section_meshes(xy, codes, [grid])), [grid], codes
@@ -30,7 +30,7 @@ def _contact(graph: sparse.csr_matrix, xy: np.ndarray, codes: np.ndarray, grids:
     return contact_lengths(graph, codes, grids, section_meshes(xy, codes, grids))
 
 
-def _check(graph: sparse.csr_matrix) -> None:
+def _assert_valid(graph: sparse.csr_matrix) -> None:
     assert (graph != graph.T).nnz == 0
     assert (graph.data > 0).all()
     assert (graph.diagonal() == 0).all()
@@ -41,26 +41,26 @@ def _hex(rows: int, cols: int, s: float = 1.0) -> np.ndarray:
     return np.c_[(c + 0.5 * (r % 2)) * s, r * s * np.sqrt(3) / 2]
 
 
-def test_hexagon_has_six_neighbours() -> None:
-    graph, _, _ = _one(_hex(9, 9, 100.0))
+def test_hexagonal_lattice_has_six_neighbours() -> None:
+    graph, _, _ = _graph(_hex(9, 9, 100.0))
     degree = np.diff(graph.indptr).reshape(9, 9)
     assert (degree[1:-1, 1:-1] == 6).all()
     np.testing.assert_allclose(graph.data, 100.0)
-    _check(graph)
+    _assert_valid(graph)
 
 
-def test_square_has_four_neighbours() -> None:
+def test_square_lattice_has_four_neighbours_with_area_and_contact() -> None:
     r, c = (a.ravel() for a in np.mgrid[:6, :5])
-    graph, grids, codes = _one(np.c_[c, r] * 8.0)
+    graph, grids, codes = _graph(np.c_[c, r] * 8.0)
     assert np.diff(graph.indptr).reshape(6, 5)[1:-1, 1:-1].tolist() == [[4] * 3] * 4
     np.testing.assert_allclose(_area(np.c_[c, r] * 8.0, codes, grids), 64.0)
     np.testing.assert_allclose(_contact(graph, np.c_[c, r] * 8.0, codes, grids).data, 8.0)
 
 
-def test_hexagonal_cells_close() -> None:
+def test_hexagonal_cells_have_area_and_perimeter_of_the_hexagon() -> None:
     """Area and perimeter of the regular hexagon whose neighbours are 10 apart."""
     xy = _hex(9, 9, 10.0)
-    graph, grids, codes = _one(xy)
+    graph, grids, codes = _graph(xy)
     area = _area(xy, codes, grids)
     np.testing.assert_allclose(area, 50 * np.sqrt(3), rtol=1e-6)
     border = np.asarray(_contact(graph, xy, codes, grids).sum(axis=1)).ravel()
@@ -69,10 +69,10 @@ def test_hexagonal_cells_close() -> None:
     np.testing.assert_allclose(area[40], 1.5 * np.sqrt(3) * side**2, rtol=1e-6)
 
 
-def test_edges_of_uniform_cells_are_delaunays() -> None:
+def test_edges_of_uniform_cells_are_delaunay_edges() -> None:
     xy = np.random.default_rng(0).uniform(0, 100, (1500, 2))
-    graph, _, _ = _one(xy)
-    _check(graph)
+    graph, _, _ = _graph(xy)
+    _assert_valid(graph)
     indptr, indices = Delaunay(xy).vertex_neighbor_vertices
     full = sparse.csr_matrix((np.ones(len(indices)), indices, indptr), shape=graph.shape)
     pattern = sparse.csr_matrix((np.ones(graph.nnz), graph.indices, graph.indptr), shape=graph.shape)
@@ -88,7 +88,7 @@ def test_no_edge_spans_a_gap() -> None:
     rng = np.random.default_rng(1)
     left, right = rng.uniform(0, 100, (800, 2)), rng.uniform(0, 100, (800, 2)) + np.array([180, 0])
     xy = np.concatenate([left, right, [[1000.0, 1000.0]]])
-    graph, grids, codes = _one(xy)
+    graph, grids, codes = _graph(xy)
     assert graph[:800, 800:].nnz == 0
     assert graph[1600].nnz == 0
     area = _area(xy, codes, grids)
@@ -96,9 +96,9 @@ def test_no_edge_spans_a_gap() -> None:
     assert area[:1600].sum() == pytest.approx(hulls, rel=0.1)
 
 
-def test_contact_is_the_voronoi_ridge() -> None:
+def test_contact_length_is_that_of_the_voronoi_edge() -> None:
     xy = np.random.default_rng(2).uniform(0, 100, (600, 2))
-    graph, grids, codes = _one(xy)
+    graph, grids, codes = _graph(xy)
     contact = _contact(graph, xy, codes, grids)
     voronoi = Voronoi(xy)
     checked = 0
@@ -113,12 +113,12 @@ def test_contact_is_the_voronoi_ridge() -> None:
     np.testing.assert_array_equal(contact.indices, graph.indices)
 
 
-def test_duplicates_join_their_twin() -> None:
+def test_duplicate_positions_are_joined_and_share_area_and_contact() -> None:
     xy = np.random.default_rng(3).uniform(0, 100, (300, 2))
-    plain, grids, codes = _one(xy)
+    plain, grids, codes = _graph(xy)
     twice = np.concatenate([xy, xy[:40], xy[:5]])
-    graph, twice_grids, twice_codes = _one(twice)
-    _check(graph)
+    graph, twice_grids, twice_codes = _graph(twice)
+    _assert_valid(graph)
     for i in range(40):
         assert 0 < graph[i, 300 + i] < 0.1
         others = set(graph[300 + i].indices) - {i, *range(300, 345)}
@@ -135,19 +135,19 @@ def test_duplicates_join_their_twin() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 30])
-def test_few_and_collinear(n: int) -> None:
+def test_collinear_observations_form_a_chain(n: int) -> None:
     xy = np.c_[np.linspace(0, 3, n) ** 2, 2 * np.linspace(0, 3, n) ** 2]
-    graph, grids, codes = _one(xy, lattice="scattered")
-    _check(graph)
+    graph, grids, codes = _graph(xy, lattice="scattered")
+    _assert_valid(graph)
     coo = sparse.triu(graph).tocoo()
     assert set(zip(coo.row.tolist(), coo.col.tolist(), strict=True)) == {(i, i + 1) for i in range(n - 1)}
     assert (_area(xy, codes, grids) > 0).all()
     assert np.isfinite(_contact(graph, xy, codes, grids).data).all()
 
 
-def test_all_at_one_place() -> None:
-    graph, grids, codes = _one(np.full((4, 2), 3.0))
-    _check(graph)
+def test_observations_at_one_position_are_joined() -> None:
+    graph, grids, codes = _graph(np.full((4, 2), 3.0))
+    _assert_valid(graph)
     assert graph[0].nnz == 3
     np.testing.assert_allclose(_area(np.full((4, 2), 3.0), codes, grids).sum(), 1.0)
 
@@ -172,8 +172,8 @@ def test_no_edge_between_libraries() -> None:
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60))
 def test_any_points_give_a_valid_graph(points: list[tuple[int, int]]) -> None:
     xy = np.array(points, dtype=float)
-    graph, grids, codes = _one(xy, lattice="scattered")
-    _check(graph)
+    graph, grids, codes = _graph(xy, lattice="scattered")
+    _assert_valid(graph)
     area = _area(xy, codes, grids)
     assert np.isfinite(area).all()
     assert (area > 0).all()
@@ -182,7 +182,7 @@ def test_any_points_give_a_valid_graph(points: list[tuple[int, int]]) -> None:
     assert (contact.data >= 0).all()
 
 
-def test_neighbour_mean() -> None:
+def test_neighbour_mean_by_hand() -> None:
     graph = sparse.csr_matrix(np.array([[0, 2.0, 0, 0], [2, 0, 3, 0], [0, 3, 0, 0], [0, 0, 0, 0]]))
     values = np.array([[1.0, 0], [2, 0], [6, 3], [5, 5]], dtype=np.float32)
     out = neighbour_mean(graph, values)
@@ -192,11 +192,11 @@ def test_neighbour_mean() -> None:
     np.testing.assert_array_equal(neighbour_mean(graph, values, rounds=0), values)
 
 
-def test_real_duplicates(real_section: Callable[[str], ad.AnnData]) -> None:
+def test_duplicate_positions_of_a_real_section_are_joined(real_section: Callable[[str], ad.AnnData]) -> None:
     adata = real_section("osmfish_mouse_sscortex")
     xy = np.asarray(adata.obsm["spatial"], dtype=np.float64)
-    graph, grids, codes = _one(xy)
-    _check(graph)
+    graph, grids, codes = _graph(xy)
+    _assert_valid(graph)
     assert (np.diff(graph.indptr) > 0).all()
     _, inverse, count = np.unique(xy, axis=0, return_inverse=True, return_counts=True)
     for i in np.flatnonzero(count[inverse.ravel()] > 1)[:50]:

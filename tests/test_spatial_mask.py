@@ -21,7 +21,7 @@ def _pixels(xy: np.ndarray, frame: Frame) -> tuple[np.ndarray, ...]:
 
 
 @pytest.mark.parametrize("shift", [0.0, 3000.0, 1e6, -1e4])
-def test_every_observation_finds_its_value_wherever_the_tissue_lies(shift: float) -> None:
+def test_mask_holds_the_value_at_every_observation_for_any_offset(shift: float) -> None:
     xy = _square(12, 9, 137.0, shift)
     values = np.arange(1, len(xy) + 1)
     frame = tissue_frame(xy, 137.0)
@@ -33,7 +33,7 @@ def test_every_observation_finds_its_value_wherever_the_tissue_lies(shift: float
     assert mask[0, 0] == 0
 
 
-def test_nearest_by_brute_force() -> None:
+def test_pixels_have_the_value_of_the_nearest_observation() -> None:
     rng = np.random.default_rng(0)
     xy, values = rng.uniform(-20, 30, (60, 2)), rng.integers(1, 4, 60)
     frame = tissue_frame(xy, 5.0, margin=REACH_SCATTERED)
@@ -46,7 +46,7 @@ def test_nearest_by_brute_force() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(far=st.floats(-1e5, 1e5), spacing=st.floats(0.01, 500), max_side=st.integers(32, 300), n=st.integers(1, 30))
-def test_size_is_bounded_and_nothing_is_outside(far: float, spacing: float, max_side: int, n: int) -> None:
+def test_mask_size_is_bounded_and_covers_every_observation(far: float, spacing: float, max_side: int, n: int) -> None:
     xy = np.random.default_rng(n).uniform(0, 20 * spacing, (n, 2)) + np.array([far, 0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stxtools._spatial.mask._MAX_SIDE", max_side)
@@ -56,7 +56,7 @@ def test_size_is_bounded_and_nothing_is_outside(far: float, spacing: float, max_
     assert (mask[_pixels(xy, frame)] == 1).all()
 
 
-def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mask_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     xy = _square(10, 10, 10.0)
     values, frame = np.arange(1, 101), tissue_frame(xy, 10.0)
     whole = render_mask(xy, values, 10.0, frame)
@@ -64,7 +64,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(whole, render_mask(xy, values, 10.0, frame))
 
 
-def test_frame_of_a_picture() -> None:
+def test_mask_has_the_shape_and_scale_of_a_given_image() -> None:
     xy = _square(5, 5, 20.0, 100.0)
     mask = render_mask(xy, np.ones(25, dtype=int), 20.0, Frame((60, 40), 0.1))
     assert mask.shape == (60, 40)

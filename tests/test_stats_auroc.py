@@ -23,14 +23,14 @@ def _auroc(dense: np.ndarray, label: np.ndarray) -> np.ndarray:
                elements=st_.integers(-3, 4).map(float)),
     st_.randoms(use_true_random=False),
 )  # fmt: skip
-def test_equals_sklearn_with_ties_zeros_and_negatives(dense, random):
+def test_auroc_equals_sklearn_with_ties_zeros_and_negatives(dense, random):
     label = np.array([random.random() < 0.5 for _ in range(len(dense))])
     label[0], label[1] = True, False
     expected = [roc_auc_score(label, dense[:, j]) for j in range(dense.shape[1])]
     np.testing.assert_allclose(_auroc(dense, label), expected, atol=1e-12)
 
 
-def test_large_sparse_equals_sklearn():
+def test_auroc_of_a_large_sparse_matrix_equals_sklearn():
     rng = np.random.default_rng(0)
     dense = rng.poisson(0.3, size=(3000, 20)).astype(np.float32)
     label = rng.random(3000) < 0.2
@@ -39,7 +39,7 @@ def test_large_sparse_equals_sklearn():
     np.testing.assert_allclose(_auroc(dense, label), expected, rtol=1e-12)
 
 
-def test_empty_gene_is_one_half_and_one_sided_label_is_an_error():
+def test_auroc_of_an_unexpressed_gene_is_one_half_and_needs_both_sides():
     dense = np.zeros((6, 2), dtype=np.float32)
     dense[0, 1] = 2.0
     label = np.array([True, False, True, False, False, False])

@@ -17,7 +17,7 @@ from stxtools.stats._meta_analysis import (
 from stxtools.tl._biomarkers._probe import ComponentMoments, Design, contrast_weights, explain_discriminant
 
 
-def test_two_sided_and_signed_z():
+def test_p_values_and_signed_z_equal_scipy():
     t, df = np.array([0.0, 2.0, -3.0, 50.0]), np.array([5.0, 5.0, 20.0, 1000.0])
     np.testing.assert_allclose(t_pvals(t, df)[:3], 2 * stats.t.sf(np.abs(t[:3]), df[:3]))
     z = signed_z(t, df)
@@ -26,7 +26,7 @@ def test_two_sided_and_signed_z():
     assert np.isfinite(signed_z(np.array([1e6]), np.array([1e6]))).all()
 
 
-def test_bh_equals_scipy():
+def test_benjamini_hochberg_equals_scipy():
     p = np.random.default_rng(0).random(100) ** 2
     np.testing.assert_allclose(adjust_bh(p), stats.false_discovery_control(p))
 
@@ -41,7 +41,7 @@ def test_squeeze_variance_recovers_the_prior(prior_df):
     assert df == pytest.approx(prior_df, rel=0.2)
 
 
-def test_squeeze_variance_of_equal_variances_shares_everything():
+def test_squeeze_variance_of_equal_variances_pools_all():
     rng = np.random.default_rng(0)
     scale, df = squeeze_variance(2.0 * rng.chisquare(3, 5000) / 3, np.full(5000, 3.0))
     assert scale == pytest.approx(2.0, rel=0.05)
@@ -71,7 +71,7 @@ def test_null_is_calibrated_when_libraries_disagree(n_libraries):
     assert np.mean(out.pvals < 0.001) < 0.003
 
 
-def test_one_precise_library_does_not_pass_for_many():
+def test_one_precise_library_does_not_dominate():
     rng = np.random.default_rng(2)
     v = np.repeat(np.array([[1e-6], [1e-2], [1e-2]]), 3000, axis=1)
     heterogeneity = rng.normal(0, 0.3, size=v.shape)
@@ -79,7 +79,7 @@ def test_one_precise_library_does_not_pass_for_many():
     assert np.mean(out.pvals < 0.05) < 0.09
 
 
-def test_agreement_and_missing_libraries():
+def test_libraries_without_variance_are_not_counted():
     effects = np.array([[1.0, 1.0, 0.0], [1.0, -0.5, 0.0], [1.0, 1.0, 0.0]])
     variances = np.array([[0.1, 0.1, 0.0], [0.1, 0.1, 0.0], [0.0, 0.1, 0.0]])
     out = combine_sections(effects, variances, np.full((3, 3), 50.0))
@@ -89,7 +89,7 @@ def test_agreement_and_missing_libraries():
     assert out.statistic[2] == 0.0
 
 
-def test_between_libraries_is_calibrated_and_finds_effects():
+def test_comparison_of_libraries_is_calibrated_and_finds_effects():
     rng = np.random.default_rng(3)
     sd = np.sqrt(0.05 * 6 / rng.chisquare(6, 5000))
     group, reference = rng.normal(0, sd, size=(4, 5000)), rng.normal(0, sd, size=(5, 5000))
@@ -106,7 +106,7 @@ def test_between_libraries_is_calibrated_and_finds_effects():
     assert 0 < found.pvals[0] < 0.05 < found.pvals[1] == 1
 
 
-def test_attribution_is_the_path_integral_of_the_probe():
+def test_probe_attribution_equals_numerical_integrated_gradients():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((300, 12))
     label = rng.random(300) < 0.4
@@ -139,7 +139,7 @@ def test_attribution_is_the_path_integral_of_the_probe():
     assert np.argmax(np.abs(found)) == 3
 
 
-def test_contrast_takes_blocks_out():
+def test_contrast_weights_sum_to_zero_in_each_block():
     codes, blocks = np.array([1, 1, 0, 1, 0, 0, 0, 0]), np.array([0, 0, 0, 1, 1, 1, 1, 1])
     weight = contrast_weights(Design("in", 1, None, "within", [0, 1]), codes, blocks)
     np.testing.assert_allclose([weight[blocks == b].sum() for b in (0, 1)], 0, atol=1e-12)
@@ -148,7 +148,7 @@ def test_contrast_takes_blocks_out():
 
 @pytest.mark.parametrize("reference", [None, 2])
 @pytest.mark.parametrize("centred", [True, False])
-def test_a_probe_from_moments_is_that_from_all_values(reference, centred):
+def test_probe_from_moments_equals_probe_from_all_values(reference, centred):
     rng = np.random.default_rng(0)
     codes, blocks = rng.integers(-1, 4, 400), rng.integers(0, 3, 400)
     values = rng.normal(size=(400, 5)) + codes[:, None] * rng.normal(size=5) + blocks[:, None]
