@@ -171,6 +171,13 @@ def assert_same(a: object, b: object, where: str = "") -> None:
         assert a == b, where
 
 
+def read_back(adata: ad.AnnData, folder: Path) -> tuple[ad.AnnData, ad.AnnData]:
+    """Write ``.h5ad`` and ``.zarr`` files, and read them."""
+    adata.write_h5ad(folder / "a.h5ad")
+    adata.write_zarr(folder / "a.zarr")
+    return ad.read_h5ad(folder / "a.h5ad"), ad.read_zarr(folder / "a.zarr")
+
+
 @pytest.fixture
 def labelled_patches() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """Make points in a square, and their class: a disc, a strip on the right, and the rest."""

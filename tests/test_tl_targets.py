@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import read_back
 from scipy import sparse
 
 import stxtools as st
@@ -35,16 +37,22 @@ def adata() -> ad.AnnData:
     return out
 
 
-def _joined(adata: ad.AnnData, key: str = "biomarkers") -> pd.DataFrame:
-    return adata.uns[key].set_index("names")
-
-
-def test_dgidb_interactions(adata, tmp_path):
+@pytest.fixture
+def interactions(tmp_path: Path) -> Path:
     path = tmp_path / "interactions.tsv"
     path.write_text(INTERACTIONS)
-    with pytest.warns(UserWarning, match=r"5 are not in it .*1 differ .* only by case.*1 have an outdated"):
-        st.tl.targets(adata, path)
-    table = _joined(adata)
+    return path
+
+
+def _joined(adata: ad.AnnData, table: object, match: str = "not in it", **kwargs: object) -> pd.DataFrame:
+    """Join a table, which warns of genes that are not in it."""
+    with pytest.warns(UserWarning, match=match):
+        st.tl.targets(adata, table, **kwargs)
+    return adata.uns["biomarkers"].set_index("names")
+
+
+def test_dgidb_interactions_are_summarised_by_gene(adata, interactions):
+    table = _joined(adata, interactions, r"5 are not in it .*1 differ .* only by case.*1 have an outdated")
     row = table.loc["ERBB2"]
     assert (row["n_drugs"], row["n_approved_drugs"]) == (3, 2)
     assert row["drugs"] == "LAPATINIB; TRASTUZUMAB; CANDIDATE-1"
@@ -63,115 +71,84 @@ def test_dgidb_interactions(adata, tmp_path):
     assert table["scores"].tolist() == [5, 4, 3, 2, 1, 0]
 
 
-def test_dgidb_interactions_of_version_4(adata, tmp_path):
+def test_dgidb_interactions_of_version_4_are_read(adata, tmp_path):
     path = tmp_path / "interactions.tsv.gz"
-    pd.DataFrame(
-        {
-            "gene_name": ["EGFR", "EGFR"],
-            "gene_claim_name": ["EGFR", "1956"],
-            "entrez_id": [1956, 1956],
-            "interaction_claim_source": ["a", "b"],
-            "interaction_types": ["inhibitor,antibody", ""],
-            "drug_claim_name": ["e", "GEFITINIB"],
-            "drug_name": ["ERLOTINIB", ""],
-            "interaction_group_score": [3.0, 1.0],
-        }
-    ).to_csv(path, sep="\t", index=False)
-    with pytest.warns(UserWarning, match="not in it"):
-        st.tl.targets(adata, path)
-    row = _joined(adata).loc["EGFR"]
+    pd.DataFrame({
+        "gene_name": ["EGFR", "EGFR"], "gene_claim_name": ["EGFR", "1956"], "entrez_id": [1956, 1956],
+        "interaction_claim_source": ["a", "b"], "interaction_types": ["inhibitor,antibody", ""],
+        "drug_claim_name": ["e", "GEFITINIB"], "drug_name": ["ERLOTINIB", ""], "interaction_group_score": [3.0, 1.0],
+    }).to_csv(path, sep="\t", index=False)  # fmt: skip
+    row = _joined(adata, path).loc["EGFR"]
     assert row["drugs"] == "ERLOTINIB; GEFITINIB"
     assert row["interaction_types"] == "inhibitor; antibody"
     assert "n_approved_drugs" not in adata.uns["biomarkers"]  # this version does not say
 
 
 @pytest.mark.parametrize("names", [("entrez_gene_symbol", "category"), ("name", "name-2")])
-def test_dgidb_categories(adata, tmp_path, names):
+def test_dgidb_categories_are_joined_once_per_gene(adata, tmp_path, names):
     path = tmp_path / "categories.tsv"
     rows = [("ERBB2", "KINASE"), ("ERBB2", "CELL SURFACE"), ("ERBB2", "KINASE"), ("EGFR", "KINASE")]
     pd.DataFrame(rows, columns=list(names)).to_csv(path, sep="\t", index=False)
-    with pytest.warns(UserWarning, match="4 are not in it"):
-        st.tl.targets(adata, path)
-    table = _joined(adata)
-    assert table.loc["ERBB2", "gene_categories"] == "KINASE; CELL SURFACE"
-    assert table.loc["EGFR", "gene_categories"] == "KINASE"
-    assert table.loc["TWICE", "gene_categories"] == ""
+    categories = _joined(adata, path, "4 are not in it")["gene_categories"]
+    assert categories[["ERBB2", "EGFR", "TWICE"]].tolist() == ["KINASE; CELL SURFACE", "KINASE", ""]
 
 
-def test_open_targets_prioritisation_by_ensembl_id(adata, tmp_path):
+def test_open_targets_prioritisation_is_matched_by_ensembl_id(adata, tmp_path):
     path = tmp_path / "prioritisation.csv"
-    pd.DataFrame(
-        {
-            "targetId": ["ENSG00000141736", "ENSG00000146648"],
-            "maxClinicalTrialPhase": [1.0, 0.25],
-            "isInMembrane": [1, 1],
-            "isSecreted": [0, np.nan],
-            "hasSafetyEvent": [-1, np.nan],
-        }
-    ).to_csv(path, index=False)
+    pd.DataFrame({
+        "targetId": ["ENSG00000141736", "ENSG00000146648"], "maxClinicalTrialPhase": [1.0, 0.25],
+        "isInMembrane": [1, 1], "isSecreted": [0, np.nan], "hasSafetyEvent": [-1, np.nan],
+    }).to_csv(path, index=False)  # fmt: skip
     with pytest.raises(ValueError, match="Ensembl id only"):
         st.tl.targets(adata, path)
     assert list(adata.uns) == ["biomarkers"]
     adata.var["gene_ids"] = IDS
-    with pytest.warns(UserWarning, match="4 are not in it"):
-        st.tl.targets(adata, path)
-    table = _joined(adata)
+    table = _joined(adata, path, "4 are not in it")
     assert table.loc["ERBB2", ["maxClinicalTrialPhase", "isInMembrane", "hasSafetyEvent"]].tolist() == [1, 1, -1]
     assert np.isnan(table.loc["EGFR", "isSecreted"])
     assert adata.uns["targets_params"]["opentargets_prioritisation"]["matched_by"] == "ensembl"
 
 
-def test_open_targets_tractability(adata):
-    raw = pd.DataFrame(
-        {
-            "id": ["ENSG00000141736", "ENSG00000146648", "ENSG1", "ENSG2"],
-            "approvedSymbol": ["ERBB2", "EGFR", "TWICE", "TWICE"],
-            "tractability": [
-                [
-                    {"modality": "SM", "id": "Approved Drug", "value": True},
-                    {"modality": "SM", "id": "High-Quality Pocket", "value": True},
-                    {"modality": "AB", "id": "Approved Drug", "value": False},
-                ],
-                None,
-                [{"modality": "AB", "id": "UniProt loc high conf", "value": True}],
-                [{"modality": "AB", "id": "Human Protein Atlas loc", "value": True}],
-            ],
-        }
-    )
-    with pytest.warns(UserWarning, match=r"1 have a symbol of several ids or variables \('TWICE'\)"):
-        st.tl.targets(adata, raw)
-    table = _joined(adata)
+def _assessment(modality: str, name: str, value: bool = True) -> dict[str, object]:
+    return {"modality": modality, "id": name, "value": value}
+
+
+def test_open_targets_tractability_is_listed_by_modality(adata):
+    raw = pd.DataFrame({
+        "id": ["ENSG00000141736", "ENSG00000146648", "ENSG1", "ENSG2"],
+        "approvedSymbol": ["ERBB2", "EGFR", "TWICE", "TWICE"],
+        "tractability": [
+            [_assessment("SM", "Approved Drug"), _assessment("SM", "High-Quality Pocket"),
+             _assessment("AB", "Approved Drug", value=False)],
+            None, [_assessment("AB", "UniProt loc high conf")], [_assessment("AB", "Human Protein Atlas loc")],
+        ],
+    })  # fmt: skip
+    table = _joined(adata, raw, r"1 have a symbol of several ids or variables \('TWICE'\)")
     assert table.loc["ERBB2", "tractability_sm"] == "Approved Drug; High-Quality Pocket"
     assert table.loc["ERBB2", "tractability_ab"] == ""
     assert table.loc["TWICE", "tractability_ab"] == "UniProt loc high conf; Human Protein Atlas loc"
     assert table.loc["EGFR", "in_opentargets_tractability"]
 
 
-def test_parquet(adata, tmp_path):
+def test_parquet_files_are_read(adata, tmp_path):
     pytest.importorskip("pyarrow")
-    path = tmp_path / "target.parquet"
-    tractability = [[{"modality": "SM", "id": "Approved Drug", "value": True}]]
+    path, tractability = tmp_path / "target.parquet", [[_assessment("SM", "Approved Drug")]]
     pd.DataFrame({"id": ["E1"], "approvedSymbol": ["ERBB2"], "tractability": tractability}).to_parquet(path)
-    with pytest.warns(UserWarning, match="not in it"):
-        st.tl.targets(adata, path)
-    assert _joined(adata).loc["ERBB2", "tractability_sm"] == "Approved Drug"
+    assert _joined(adata, path).loc["ERBB2", "tractability_sm"] == "Approved Drug"
 
 
-def test_dgidb_5_states_its_version_above_the_header(adata, tmp_path):
+def test_version_lines_above_the_header_are_skipped(adata, tmp_path):
     path = tmp_path / "categories.tsv"
     path.write_text(
         "# DGIdb version: 5.0.8\n# Data version: 2024-Dec\ngene_claim_name\tgene_category_name\tsource_db_name\n"
         "ERBB2\tKINASE\tHopkinsGroom\nERBB2\tCLINICALLY ACTIONABLE\tCarisMI\nEGFR\tKINASE\tHopkinsGroom\n"
     )
-    with pytest.warns(UserWarning, match="4 are not in it"):
-        st.tl.targets(adata, path)
-    assert _joined(adata).loc["ERBB2", "gene_categories"] == "KINASE; CLINICALLY ACTIONABLE"
+    table = _joined(adata, path, "4 are not in it")
+    assert table.loc["ERBB2", "gene_categories"] == "KINASE; CLINICALLY ACTIONABLE"
     zipped = tmp_path / "interactions.tsv.gz"
     with gzip.open(zipped, "wt", encoding="utf-8") as lines:
         lines.write("# DGIdb version: 5.0.8\n" + INTERACTIONS)
-    with pytest.warns(UserWarning, match="5 are not in it"):
-        st.tl.targets(adata, zipped)
-    assert _joined(adata).loc["ERBB2", "n_drugs"] == 3
+    assert _joined(adata, zipped, "5 are not in it").loc["ERBB2", "n_drugs"] == 3
 
 
 def _open_targets(folder):
@@ -212,11 +189,11 @@ def _open_targets(folder):
 
 
 @pytest.mark.filterwarnings("ignore:Of 6 genes")
-def test_open_targets_26(adata, tmp_path):
+def test_tables_of_open_targets_26_are_read(adata, tmp_path):
     tables = _open_targets(tmp_path)
     for name in tables:
         st.tl.targets(adata, tmp_path / name, symbols=tmp_path / "target")
-    row, other = (_joined(adata).loc[gene] for gene in ("ERBB2", "EGFR"))
+    row, other = (adata.uns["biomarkers"].set_index("names").loc[gene] for gene in ("ERBB2", "EGFR"))
     assert (row["safety_events"], row["subcellular_locations"]) == ("cardiotoxicity", "Cell membrane")
     assert row["tractability_ab"] == "Approved Drug"
     assert (row["n_clinical_drugs"], row["clinical_drugs"], row["clinical_stage"]) == (2, "CH1; CH2", "APPROVAL")
@@ -230,10 +207,9 @@ def test_open_targets_26(adata, tmp_path):
     shown = {text.get_text() for text in axis.get_xticklabels()}
     assert shown >= {"clinical drugs", "clinical stage", "antibody", "membrane protein", "safety events", "essential"}
 
-    st.tl.targets(
-        adata, tmp_path / "clinical_target", symbols=tables["target"], disease="colon cancer", key_added="colon"
-    )
-    colon = _joined(adata, "colon")
+    how = {"symbols": tables["target"], "disease": "colon cancer", "key_added": "colon"}
+    st.tl.targets(adata, tmp_path / "clinical_target", **how)
+    colon = adata.uns["colon"].set_index("names")
     assert colon.loc["ERBB2", "clinical_stage"] == "PHASE_1"
     assert colon.loc["EGFR", "clinical_drugs"] == "CH3"
     with pytest.raises(ValueError, match="No clinical target has `disease='flu'`"):
@@ -246,18 +222,13 @@ def test_open_targets_26(adata, tmp_path):
         st.tl.targets(adata, tables["clinical_target"], symbols=tables["clinical_target"])
 
 
-def test_any_table_with_a_symbol_column_and_several_tables(adata, tmp_path):
-    own = pd.DataFrame(
-        {"sym": ["ERBB2", "ERBB2", "EGFR"], "p": [1, 3, 2], "note": ["a", "b", "a"], "hit": [False, True, False]}
-    )
+def test_tables_with_a_symbol_column_and_several_tables_are_joined(adata, interactions):
+    own = pd.DataFrame({"sym": ["ERBB2", "ERBB2", "EGFR"], "p": [1, 3, 2], "note": list("aba"), "hit": [0, 1, 0]})
+    _joined(adata, own.astype({"hit": bool}), symbol_col="sym")
     with pytest.warns(UserWarning, match="not in it"):
-        st.tl.targets(adata, own, symbol_col="sym")
-    path = tmp_path / "interactions.tsv"
-    path.write_text(INTERACTIONS)
-    with pytest.warns(UserWarning, match="not in it"):
-        out = st.tl.targets(adata, path, key_added="drugged", copy=True)
+        out = st.tl.targets(adata, interactions, key_added="drugged", copy=True)
     assert "drugged" not in adata.uns
-    row = _joined(out, "drugged").loc["ERBB2"]
+    row = out.uns["drugged"].set_index("names").loc["ERBB2"]
     assert (row["p"], row["note"], bool(row["hit"]), row["n_drugs"]) == (3, "a; b", True, 3)
     assert "n_drugs" not in out.uns["biomarkers"]
     assert set(out.uns["drugged_params"]) == {"dgidb_interactions"}
@@ -265,76 +236,60 @@ def test_any_table_with_a_symbol_column_and_several_tables(adata, tmp_path):
     assert out.uns["targets_params"]["table"]["table"] == "DataFrame"
 
 
-def test_symbols_from_a_column_and_variables_that_share_one(adata):
+def test_variables_that_share_a_symbol_get_the_same_row(adata):
     adata.var["symbol"] = ["ERBB2", "ERBB2", "ESR1", "x", "y", "z"]
-    with pytest.warns(UserWarning, match=r"2 have a symbol of several.*ERBB2"):
-        st.tl.targets(adata, pd.DataFrame({"s": ["ERBB2"], "v": [1.0]}), symbol_col="s", symbol_key="symbol")
-    table = _joined(adata)
+    own = pd.DataFrame({"s": ["ERBB2"], "v": [1.0]})
+    table = _joined(adata, own, r"2 have a symbol of several.*ERBB2", symbol_col="s", symbol_key="symbol")
     assert table.loc[["ERBB2", "EGFR"], "v"].tolist() == [1, 1]
     assert table["v"].isna().sum() == 4
 
 
-@pytest.mark.parametrize("fmt", ["h5ad", "zarr"])
-def test_round_trip(adata, fmt, tmp_path):
-    path = tmp_path / "interactions.tsv"
-    path.write_text(INTERACTIONS)
-    with pytest.warns(UserWarning, match="not in it"):
-        st.tl.targets(adata, path)
-    getattr(adata, f"write_{fmt}")(tmp_path / f"a.{fmt}")
-    back = getattr(ad, f"read_{fmt}")(tmp_path / f"a.{fmt}")
-    pd.testing.assert_frame_equal(back.uns["biomarkers"], adata.uns["biomarkers"])
-    record = back.uns["targets_params"]["dgidb_interactions"]
-    assert list(record["outdated"]) == ["OLDNAME -> NEWNAME"]
-    assert record["n_matched"] == 1
+def test_joined_table_survives_files(adata, interactions, tmp_path):
+    _joined(adata, interactions)
+    for back in read_back(adata, tmp_path):
+        pd.testing.assert_frame_equal(back.uns["biomarkers"], adata.uns["biomarkers"])
+        record = back.uns["targets_params"]["dgidb_interactions"]
+        assert list(record["outdated"]) == ["OLDNAME -> NEWNAME"]
+        assert record["n_matched"] == 1
 
 
-def test_bad_input_leaves_everything_as_it_was(adata, tmp_path):
-    before = adata.uns["biomarkers"].copy()
-    unknown = pd.DataFrame({"a": [1]})
-    with pytest.raises(ValueError, match="symbol_col"):
-        st.tl.targets(adata, unknown)
-    with pytest.raises(KeyError, match="nope"):
-        st.tl.targets(adata, unknown, symbol_col="nope")
-    with pytest.raises(FileNotFoundError, match="no file"):
-        st.tl.targets(adata, tmp_path / "none.tsv")
-    (tmp_path / "a.xlsx").write_text("")
-    with pytest.raises(ValueError, match=r"\.parquet"):
-        st.tl.targets(adata, tmp_path / "a.xlsx")
-    with pytest.raises(TypeError, match="path or a DataFrame"):
-        st.tl.targets(adata, 3)
-    with pytest.raises(ValueError, match="biomarker table's own"):
-        st.tl.targets(adata, pd.DataFrame({"s": ["ERBB2"], "scores": [1.0]}), symbol_col="s")
-    for name in ("symbol_key", "ensembl_key"):
-        with pytest.raises(KeyError, match=f"`{name}='nope'` is not in"):
-            st.tl.targets(adata, unknown, symbol_col="a", **{name: "nope"})
-    with pytest.raises(TypeError, match="`key` must be a key"):
-        st.tl.targets(adata, unknown, key=["biomarkers"])
-    pd.testing.assert_frame_equal(adata.uns["biomarkers"], before)
-    assert list(adata.uns) == ["biomarkers"]
-    del adata.uns["biomarkers"]
-    with pytest.raises(KeyError, match=r"st\.tl\.biomarkers"):
-        st.tl.targets(adata, unknown, symbol_col="a")
+UNKNOWN = pd.DataFrame({"s": ["ERBB2"]})
 
 
 @pytest.mark.parametrize(
-    ("table", "error", "match"),
+    ("table", "how", "error", "match"),
     [
-        (pd.DataFrame([["g0", 1, 2]], columns=["s", "v", "v"]), ValueError, "more than once"),
-        (pd.DataFrame({"s": ["g0"], "": [1]}), ValueError, "cannot store"),
-        (pd.DataFrame({"s": ["g0"], "a/b": [1]}), ValueError, "cannot store"),
-        (pd.DataFrame({"s": ["g0"], "v": [1 + 2j]}), TypeError, "complex"),
+        (UNKNOWN, {}, ValueError, "symbol_col"),
+        (UNKNOWN, {"symbol_col": "nope"}, KeyError, "nope"),
+        (UNKNOWN, {"symbol_col": "s", "symbol_key": "nope"}, KeyError, "`symbol_key='nope'` is not in"),
+        (UNKNOWN, {"symbol_col": "s", "ensembl_key": "nope"}, KeyError, "`ensembl_key='nope'` is not in"),
+        (UNKNOWN, {"symbol_col": "s", "key": ["biomarkers"]}, TypeError, "`key` must be a key"),
+        (UNKNOWN, {"symbol_col": "s", "key": "other"}, KeyError, r"st\.tl\.biomarkers"),
+        ("none.tsv", {}, FileNotFoundError, "no file"),
+        ("a.xlsx", {}, ValueError, r"\.parquet"),
+        (3, {}, TypeError, "path or a DataFrame"),
+        (UNKNOWN.assign(scores=1.0), {"symbol_col": "s"}, ValueError, "biomarker table's own"),
+        (pd.DataFrame([["g0", 1, 2]], columns=["s", "v", "v"]), {"symbol_col": "s"}, ValueError, "more than once"),
+        (UNKNOWN.assign(**{"": 1}), {"symbol_col": "s"}, ValueError, "cannot store"),
+        (UNKNOWN.assign(**{"a/b": 1}), {"symbol_col": "s"}, ValueError, "cannot store"),
+        (UNKNOWN.assign(v=1 + 2j), {"symbol_col": "s"}, TypeError, "complex"),
     ],
 )
-def test_odd_tables_are_refused_by_name(adata, table, error, match):
+def test_wrong_tables_and_arguments_leave_the_data_unchanged(adata, tmp_path, monkeypatch, table, how, error, match):
+    monkeypatch.chdir(tmp_path)
+    Path("a.xlsx").write_text("")
+    before = adata.uns["biomarkers"].copy()
     with pytest.raises(error, match=match):
-        st.tl.targets(adata, table, symbol_col="s")
+        st.tl.targets(adata, table, **how)
+    pd.testing.assert_frame_equal(adata.uns["biomarkers"], before)
+    assert list(adata.uns) == ["biomarkers"]
 
 
-def test_assessments_that_are_none_hold_nothing(adata):
+def test_malformed_tractability_adds_empty_columns(adata):
     adata.var["gene_ids"] = IDS
     before = set(adata.uns["biomarkers"].columns)
-    with pytest.warns(UserWarning, match="not in it"):
-        st.tl.targets(adata, pd.DataFrame({"targetId": ["ENSG00000141736"], "tractability": [[3, None]]}))
-    added = adata.uns["biomarkers"].loc[:, lambda t: [c.startswith("tractability") for c in t.columns]]
+    table = _joined(adata, pd.DataFrame({"targetId": ["ENSG00000141736"], "tractability": [[3, None]]}))
+    added = table.loc[:, [c.startswith("tractability") for c in table.columns]]
+    assert added.shape[1] > 0
     assert set(added.columns).isdisjoint(before)
     assert (added == "").all().all()
