@@ -1,12 +1,10 @@
 """Calibration, power, double dipping, replication and cost of `st.tl.biomarkers`; calibration of `st.tl.describe`.
 
-Writes markdown tables:
-
     python benchmarks/biomarkers --data FOLDER --out tables.md
 
-`--parts` chooses some of the six. Null regions are Gaussian random fields cut at the 70 % quantile; the length scale
-is a multiple of the tissue's standard deviation. Power: the counts of 30 genes outside a region (length scale 0.5) are
-thinned binomially to 1 / fold change.
+Writes Markdown tables; `--parts` chooses some of the six. Null regions are Gaussian random fields thresholded at the
+70 % quantile; the length scale is in standard deviations of the tissue. For power, the counts of 30 genes outside a
+region (length scale 0.5) are thinned binomially to 1 / fold change.
 """
 
 from __future__ import annotations
@@ -42,21 +40,21 @@ def markdown(title: str, rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=st.settings.datasetdir)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=st.settings.datasetdir, help="folder of the sections (*.h5ad)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--sections", nargs="+", default=["xenium_breast_idc", "dlpfc_151673"])
-    parser.add_argument("--lengths", nargs="+", type=float, default=[0.1, 0.3, 0.6])
-    parser.add_argument("--folds", nargs="+", type=float, default=[1.25, 1.5, 2.0, 4.0])
+    parser.add_argument("--sections", nargs="+", default=["xenium_breast_idc", "dlpfc_151673"], help="file stems")
+    parser.add_argument("--lengths", nargs="+", type=float, default=[0.1, 0.3, 0.6], help="length scales")
+    parser.add_argument("--folds", nargs="+", type=float, default=[1.25, 1.5, 2.0, 4.0], help="of planted genes")
     parser.add_argument(
-        "--min-share", nargs="+", type=float, default=[MIN_SHARE_SEEN], help="planted genes are seen in these shares"
+        "--min-share", nargs="+", type=float, default=[MIN_SHARE_SEEN], help="least detection rates of planted genes"
     )
-    parser.add_argument("--known", type=int, default=0, help="random regions of the test with known variance; 0: none")
-    parser.add_argument("--depths", nargs="+", type=float, default=[0.0, 0.3, 0.6], help="spread of log depth")
-    parser.add_argument("--tissues", type=int, default=3)
-    parser.add_argument("--regions", type=int, default=20)
+    parser.add_argument("--known", type=int, default=0, help="regions of the oracle with known null variance; 0: none")
+    parser.add_argument("--depths", nargs="+", type=float, default=[0.0, 0.3, 0.6], help="spreads of log depth")
+    parser.add_argument("--tissues", type=int, default=3, help="homogeneous tissues")
+    parser.add_argument("--regions", type=int, default=20, help="null regions of each kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("biomarkers.md"))
+    parser.add_argument("--out", type=Path, default=Path("biomarkers.md"), help="file of the tables")
     args = parser.parse_args()
     tables: dict[str, list[dict[str, str]]] = {}
 
@@ -73,7 +71,7 @@ def main() -> None:
                     if part == "power":
                         for share in args.min_share:
                             row = power(adata, value, args.regions, args.seed, share, oracle)
-                            where = {"section": name, "fold change": f"{value:g}", "seen in": f"{share:g}"}
+                            where = {"section": name, "fold change": f"{value:g}", "detected in": f"{share:g}"}
                             add("Power", [{**where, **row}])
                         continue
                     where = {"section": name, "length scale": f"{value:g}"}
@@ -82,16 +80,16 @@ def main() -> None:
         elif part == "describe":
             for name, length in product(args.sections, args.lengths):
                 rows = described(read(args.data, name), length, args.regions, args.seed)
-                add("Compartments at random", [{"section": name, "length scale": f"{length:g}", **row} for row in rows])
+                add("Gene sets and contacts", [{"section": name, "length scale": f"{length:g}", **row} for row in rows])
         elif part == "homogeneous":
             for depth in args.depths:
                 found = double_dipping(depth, args.tissues, segment=True)
-                add("Four groups found in homogeneous tissue", found)
+                add("Groups found in the same tissue", found)
         elif part == "replication":
-            add("Replication", replication(args.data))
+            add("Replication in other patients", replication(args.data))
         else:
-            add("Cost", cost(20_000, 4_000))
-            add("Cost", cost(400, 500_000, ("st.tl.biomarkers", "st.tl.biomarkers, composition")))
+            add("Time and memory", cost(20_000, 4_000))
+            add("Time and memory", cost(400, 500_000, ("st.tl.biomarkers", "st.tl.biomarkers, composition")))
 
 
 if __name__ == "__main__":

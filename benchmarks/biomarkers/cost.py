@@ -1,4 +1,4 @@
-"""Time and peak memory; each call runs in its own process."""
+"""Wall time and peak memory of each call in its own process."""
 
 from __future__ import annotations
 
@@ -62,5 +62,6 @@ def cost(n_vars: int, n_obs: int, calls: tuple[str, ...] = CALLS) -> list[dict[s
         process.join()
         seconds, memory = queue.get() if process.exitcode == 0 else (float("nan"), float("nan"))
         size = f"{n_vars:,} x {n_obs:,}"
-        rows.append({"genes x observations": size, "call": call, "s": f"{seconds:.0f}", "GB": f"{memory:.1f}"})
+        spent = {"time": f"{seconds:.0f} s", "memory": f"{memory:.1f} GB"}
+        rows.append({"call": call, "genes x observations": size, **spent})
     return rows

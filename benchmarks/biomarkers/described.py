@@ -15,7 +15,7 @@ NAMES = np.array(["a", "b", "c", "d"])
 
 
 def resources(adata: ad.AnnData, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Sets of 20 genes and pairs of genes, both drawn at random from the genes seen in 50 observations."""
+    """Draw sets of 20 genes and pairs of genes at random from the genes detected in 50 observations."""
     seen = adata.var_names[np.asarray((adata.X > 0).sum(axis=0)).ravel() >= 50]
     sets = [(f"set {i}", gene) for i in range(100) for gene in rng.choice(seen, min(20, len(seen) // 4), replace=False)]
     pairs = pd.DataFrame(rng.choice(seen, (200, 2)), columns=["ligand", "receptor"])
@@ -23,7 +23,7 @@ def resources(adata: ad.AnnData, rng: np.random.Generator) -> tuple[pd.DataFrame
 
 
 def described(adata: ad.AnnData, length: float, n: int, seed: int) -> list[dict[str, str]]:
-    """Shares called of four random compartments, the overlaps of two random regions, ``n`` times."""
+    """Return the shares called for four random compartments (overlaps of two random regions), ``n`` times."""
     rng = np.random.default_rng(seed)
     sets, pairs = resources(adata, rng)
     found = []

@@ -14,7 +14,7 @@ import stxtools as st
 
 
 def tissue(seed: int, depth: float, n_obs: int = 5000, n_vars: int = 300) -> ad.AnnData:
-    """Poisson counts of one expression profile at random places; log depth has standard deviation ``depth``."""
+    """Return Poisson counts of one profile at random positions; log depth has standard deviation ``depth``."""
     rng = np.random.default_rng(seed)
     rate = 0.02 + 0.8 * rng.gamma(0.6, 1.0, n_vars)
     size = rng.lognormal(0.0, depth, n_obs)
@@ -25,7 +25,7 @@ def tissue(seed: int, depth: float, n_obs: int = 5000, n_vars: int = 300) -> ad.
 
 
 def mixture(adata: ad.AnnData, layer: str, seed: int) -> pd.Categorical:
-    """Four clusters by a Gaussian mixture on 15 components, without any use of space."""
+    """Find four clusters by a Gaussian mixture on 15 components, without coordinates."""
     work = ad.AnnData(adata.layers[layer].copy(), var=adata.var[[]])
     st.pp.normalize(work)
     model = GaussianMixture(4, n_init=2, random_state=seed).fit(work.obsm["X_pca"][:, :15])
@@ -62,12 +62,12 @@ def double_dipping(depth: float, n: int, *, segment: bool) -> list[dict[str, str
             )
             if segment:
                 st.tl.segment(adata, n_segments=4, show_progress=False)
-                rows.setdefault("st.tl.segment", []).append(
+                rows.setdefault("`tl.segment`", []).append(
                     (wilcoxon(adata, "segment"), called(adata, "segment", protect=None), called(adata, "segment"))
                 )
-    names = ("Wilcoxon", "st.tl.biomarkers, unprotected", "protected")
+    names = ("Wilcoxon", "`tl.biomarkers`, unprotected", "protected")
     return [
-        {"groups": key, "spread of log depth": f"{depth:g}"}
+        {"groups": key, "standard deviation of log depth": f"{depth:g}"}
         | {name: f"{np.mean(column):.4f}" for name, column in zip(names, zip(*found, strict=True), strict=True)}
         for key, found in rows.items()
     ]

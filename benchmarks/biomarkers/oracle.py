@@ -1,4 +1,4 @@
-"""Test of a mean difference with known null variance, from random regions like the tested one."""
+"""Oracle: test of a mean difference whose null variance is known from random regions like the tested one."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ N_COMPS = 5
 
 
 class KnownVariance:
-    """Normal test of mean differences of log expression, plain and with leading components taken out.
+    """Normal test of mean differences of log expression, plain and with leading components regressed out.
 
     Parameters
     ----------
     draw
         Returns one random region.
     n
-        Number of random regions that the variance is known from.
+        Number of random regions that give the variance.
     """
 
     def __init__(self, draw: Callable[[], np.ndarray], n: int) -> None:
         regions = np.stack([draw() for _ in range(n)], axis=1).astype(np.float32)
         self._null = regions - regions.mean(axis=0)
 
-    def __call__(self, counts: sparse.csr_matrix, region: np.ndarray) -> dict[str | None, np.ndarray]:
-        """Return which genes are called at a false discovery rate of 5 %, for either question."""
+    def __call__(self, counts: sparse.csr_matrix, region: np.ndarray) -> dict[str, np.ndarray]:
+        """Return which genes are called at a false discovery rate of 5 %, for each question."""
         import scanpy as sc
 
         logged = ad.AnnData(counts.copy())
@@ -40,8 +40,8 @@ class KnownVariance:
         found, null = np.asarray(genes @ label), np.asarray(genes @ self._null)
         loading = np.asarray(genes @ basis)
         return {
-            None: _called(found, null),
-            "composition": _called(found - loading @ (basis.T @ label), null - loading @ (basis.T @ self._null)),
+            "total": _called(found, null),
+            "given composition": _called(found - loading @ (basis.T @ label), null - loading @ (basis.T @ self._null)),
         }
 
 

@@ -16,15 +16,15 @@ import stxtools as st
 FEATURES = 600
 SHARE = 0.3
 PLANTED = 30
-LENGTH = 0.5  # of regions that genes are planted in
-MIN_SHARE_SEEN = 0.1  # planted genes are drawn from those seen in at least this share of observations
-FDR_OF = {"total": "pvals_adj", "composition": "pvals_adj_composition"}
+LENGTH = 0.5  # of the regions in which genes are planted
+MIN_SHARE_SEEN = 0.1  # planted genes are drawn from those detected in at least this share of observations
+FDR_OF = {"total": "pvals_adj", "given composition": "pvals_adj_composition"}
 
 
 def random_region(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
-    """Cut a Gaussian field (squared exponential, from random Fourier features) at the 70 % quantile.
+    """Threshold a Gaussian field (squared exponential, from random Fourier features) at the 70 % quantile.
 
-    Not the generator that the test itself draws from. ``length`` is a multiple of the tissue's standard deviation.
+    The test itself uses another generator. ``length`` is in standard deviations of the tissue.
     """
     frequency = rng.standard_normal((FEATURES, 2)) / (length * xy.std(axis=0).mean())
     value = np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, FEATURES)).sum(axis=1)
@@ -32,7 +32,7 @@ def random_region(xy: np.ndarray, length: float, rng: np.random.Generator) -> np
 
 
 def test(adata: ad.AnnData, region: np.ndarray, seed: int) -> pd.DataFrame:
-    """Test both questions."""
+    """Test the region by `st.tl.biomarkers`, for both questions."""
     adata.obs["region"] = pd.Categorical(np.where(region, "in", "out"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -89,7 +89,7 @@ def calibration(adata: ad.AnnData, length: float, n: int, seed: int) -> list[dic
 def plant(
     counts: sparse.csr_matrix, genes: np.ndarray, region: np.ndarray, fold: float, rng: np.random.Generator
 ) -> sparse.csr_matrix:
-    """Thin the counts of ``genes`` outside ``region`` binomially to one part in ``fold``."""
+    """Thin the counts of ``genes`` outside ``region`` binomially to 1 / ``fold``."""
     out = sparse.csc_matrix(counts, copy=True)
     for g in genes:
         part = slice(out.indptr[g], out.indptr[g + 1])
@@ -102,7 +102,7 @@ def plant(
 
 
 def known_variance(adata: ad.AnnData, n: int, seed: int) -> KnownVariance | None:
-    """Return the test with known variance for regions that genes are planted in; ``n`` 0: none."""
+    """Return the oracle test for the regions in which genes are planted; none if ``n`` is 0."""
     rng = np.random.default_rng([seed, 99])
     return KnownVariance(lambda: random_region(adata.obsm["spatial"], LENGTH, rng), n) if n else None
 
@@ -115,7 +115,7 @@ def power(
     min_share: float,
     oracle: KnownVariance | None = None,
 ) -> dict[str, str]:
-    """Plant genes that are seen in a share ``min_share`` of the observations, or more, in ``n`` regions."""
+    """Plant genes that are detected in at least ``min_share`` of the observations, in ``n`` regions."""
     rng = np.random.default_rng([seed, round(100 * fold), 1])
     counts = sparse.csr_matrix(adata.X)
     share_seen = np.bincount(counts.indices, minlength=adata.n_vars) / adata.n_obs
@@ -123,9 +123,9 @@ def power(
     xy = adata.obsm["spatial"]
     found: dict[str, list[tuple[float, float]]] = {}
 
-    def add(test_name: str, question: str | None, called: np.ndarray, genes: np.ndarray) -> None:
+    def add(test_name: str, question: str, called: np.ndarray, genes: np.ndarray) -> None:
         hits = called[genes].sum()
-        key = f"{test_name}{question or 'total'}"
+        key = f"{test_name}{question}"
         found.setdefault(key, []).append((hits / len(genes), (called.sum() - hits) / max(called.sum(), 1)))
 
     for i in range(n):
@@ -138,7 +138,7 @@ def power(
             add("", question, (table[fdr] < 0.05).to_numpy(), genes)
         if oracle is not None:
             for question, called in oracle(planted.X, region).items():
-                add("known variance, ", question, called, genes)
+                add("known null variance, ", question, called, genes)
     out = {"regions": str(n), "genes to choose from": str(len(candidates))}
     for key, values in found.items():
         hit, false = np.mean(values, axis=0)

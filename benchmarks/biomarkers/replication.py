@@ -15,7 +15,7 @@ from scipy.stats import norm
 import stxtools as st
 
 DEPTH = 50
-MIN_CELLS = 50  # of a region in either half
+MIN_CELLS = 50  # of a region in each half
 
 
 def rank_biased_overlap(a: Sequence[str], b: Sequence[str], p: float, depth: int = DEPTH) -> float:
@@ -29,7 +29,7 @@ def rank_biased_overlap(a: Sequence[str], b: Sequence[str], p: float, depth: int
 
 
 def orders(adata: ad.AnnData, key: str, group: str) -> tuple[dict[str, list[str]], set[str]]:
-    """Genes in the order of the table, by ``rank_score``, by a Wilcoxon test; those with a one-sided p of 0.05."""
+    """Return genes in three orders (table, ``rank_score``, Wilcoxon test), and those with a one-sided p ≤ 0.05."""
     import scanpy as sc
 
     several = adata.obs["library"].nunique() > 1
@@ -57,7 +57,7 @@ def compare(first: ad.AnnData, second: ad.AnnData, key: str, group: str) -> dict
         for p in (0.9, 0.98):
             out[f"{name}, p = {p}"] = rank_biased_overlap(a, b, p)
         out[f"{name}, shared of {DEPTH}"] = len(set(a[:DEPTH]) & set(b[:DEPTH])) / DEPTH
-        out[f"{name}, first"] = ((a[0] in up_in_two) + (b[0] in up_in_one)) / 2
+        out[f"{name}, first gene holds"] = ((a[0] in up_in_two) + (b[0] in up_in_one)) / 2
     return out
 
 

@@ -1,11 +1,11 @@
-"""False positive rate and power of tl.compare on generated cohorts.
+"""False positive rate and power of `st.tl.compare` on generated cohorts.
 
-    python benchmarks/conditions
+    python benchmarks/conditions --seeds 6
 
-Six and ten patients, half of them cases. Without a difference, the conditions are dealt at random. Planted: 20 genes
-are doubled in one compartment of the cases, and half of that compartment's observations are dropped in the controls.
-``--within``: every patient gives a section of both conditions, and patients are compared within themselves.
-"Wilcoxon on spots" tests the same genes in the same compartment with every observation as a unit.
+Six and ten patients, half of them cases. "null": conditions are assigned at random. "planted": 20 genes are doubled in
+one compartment of the cases, and half of that compartment's observations are dropped in the controls. With
+``--within`` each patient has one section in each condition, and the test is paired. "Wilcoxon on spots" tests the same
+genes in the same compartment with every observation as a unit.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import stxtools as st
 
 PLANTED = 20
 COMPARTMENT = "layer_2"
+KINDS = {"expression": "genes", "contact": "contacts", "share": "compartment shares"}
 
 
 def cohort(n_patients: int, difficulty: float, seed: int, within: bool) -> ad.AnnData:
-    """Patients that differ in depth, tissue and expression; conditions are dealt to them, or to their two sections."""
+    """Generate patients with their own depth, tissue and expression; assign conditions to them or their sections."""
     adata = st.datasets.synthetic_tissue(
         n_obs=500 * n_patients * (1 + within), n_vars=500, n_patients=n_patients, sections_per_patient=1 + within,
         disease="patient", logfc=0.0, mean_depth=5000, difficulty=difficulty, random_state=seed, show_progress=False,
@@ -41,7 +42,7 @@ def cohort(n_patients: int, difficulty: float, seed: int, within: bool) -> ad.An
     units = pd.unique(adata.obs[unit])
     dealt = dict(zip(units, np.where(case, "case", "control"), strict=True))
     adata.obs["condition"] = adata.obs[unit].astype(str).map(dealt).astype("category")
-    if within:  # a level of each gene in each patient, by thinning
+    if within:  # each gene gets its own level in each patient, by thinning
         level = np.exp(-np.abs(rng.normal(0, 1, (n_patients, adata.n_vars))))
         counts = rng.binomial(adata.X.toarray().astype(int), level[adata.obs["patient"].cat.codes])
         adata.X = sparse.csr_matrix(counts.astype(np.float32))
@@ -49,7 +50,7 @@ def cohort(n_patients: int, difficulty: float, seed: int, within: bool) -> ad.An
 
 
 def planted(adata: ad.AnnData, seed: int) -> tuple[ad.AnnData, list[str]]:
-    """Double 20 genes in the cases' compartment; halve the controls' compartment."""
+    """Double 20 genes in one compartment of the cases; halve that compartment in the controls."""
     rng = np.random.default_rng(seed)
     counts = adata.layers.get("counts", adata.X)
     inside = (adata.obs["compartment"] == COMPARTMENT).to_numpy()
@@ -83,10 +84,10 @@ def wilcoxon(adata: ad.AnnData) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--patients", type=int, nargs="+", default=[6, 10])
-    parser.add_argument("--difficulty", type=float, nargs="+", default=[0.2, 0.5])
-    parser.add_argument("--within", action="store_true", help="two sections of every patient, one in each condition")
+    parser.add_argument("--seeds", type=int, default=10, help="number of cohorts of each kind")
+    parser.add_argument("--patients", type=int, nargs="+", default=[6, 10], help="numbers of patients")
+    parser.add_argument("--difficulty", type=float, nargs="+", default=[0.2, 0.5], help="of `synthetic_tissue`")
+    parser.add_argument("--within", action="store_true", help="paired: each patient has a section in each condition")
     args = parser.parse_args()
     rows = []
     for n, difficulty in product(args.patients, args.difficulty):
@@ -95,22 +96,23 @@ def main() -> None:
             table, other = compared(null), wilcoxon(null)
             row: dict[str, float] = {"patients": n, "difficulty": difficulty, "seed": seed}
             for kind, part in table.groupby("kind"):
-                row[f"called {kind}"] = (part["pvals"] <= 0.05).mean()
-            row["FDR called"] = (table["pvals_adj"] <= 0.05).mean()
-            row["Wilcoxon called"] = (other["pvals"] <= 0.05).mean()
+                row[f"null: {KINDS.get(kind, kind)} with p ≤ 0.05"] = (part["pvals"] <= 0.05).mean()
+            row["null: any test at an FDR of 5 %"] = (table["pvals_adj"] <= 0.05).mean()
+            row["null: Wilcoxon on spots, genes with p ≤ 0.05"] = (other["pvals"] <= 0.05).mean()
             changed, genes = planted(null, seed)
             table = compared(changed)
             inside = table[(table["kind"] == "expression") & (table["compartment"] == COMPARTMENT)].set_index("names")
-            row["power p"] = (inside["pvals"].reindex(genes) <= 0.05).mean()
-            row["power FDR"] = (inside["pvals_adj"].reindex(genes) <= 0.05).mean()
+            row["planted: genes with p ≤ 0.05 (power)"] = (inside["pvals"].reindex(genes) <= 0.05).mean()
+            row["planted: genes at an FDR of 5 % (power)"] = (inside["pvals_adj"].reindex(genes) <= 0.05).mean()
             if args.within:
                 between = compared(changed, "section").query("kind == 'expression' and compartment == @COMPARTMENT")
-                row["power p, not paired"] = (between.set_index("names")["pvals"].reindex(genes) <= 0.05).mean()
+                pvals = between.set_index("names")["pvals"].reindex(genes)
+                row["planted: the same, not paired"] = (pvals <= 0.05).mean()
             found = table[(table["kind"] == "expression") & (table["pvals_adj"] <= 0.05)]
             false = ~((found["compartment"] == COMPARTMENT) & found["names"].isin(genes))
-            row["false share"] = false.mean() if len(found) else 0.0
+            row["planted: false share of the genes found"] = false.mean() if len(found) else 0.0
             share = table[(table["kind"] == "share") & (table["compartment"] == COMPARTMENT)].iloc[0]
-            row["doubled share p"], row["doubled share FDR"] = share["pvals"] <= 0.05, share["pvals_adj"] <= 0.05
+            row["planted: compartment share at an FDR of 5 % (power)"] = share["pvals_adj"] <= 0.05
             rows.append(row)
             print(row, file=sys.stderr)
     means = pd.DataFrame(rows).astype(float).groupby(["difficulty", "patients"]).mean().drop(columns="seed")

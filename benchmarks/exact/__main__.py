@@ -1,10 +1,10 @@
-"""Is `n_segments` honoured? Every section with counts, thinned to 100, 25, 10 and 5 %, K from 2 to 12, three seeds.
+"""Check that `n_segments` is honoured: all sections, counts thinned to 100, 25, 10 and 5 %, 2 to 12 segments, 3 seeds.
 
     python benchmarks/exact --data FOLDER [--full] [--only dlpfc] [--seeds 3]
 
-The U-Net is small and trained for one epoch, which loses classes more often than the default does; `--full` takes the
-default. Prints one line for each section and depth, and exits with 1 where an integer was refused or segments are
-missing or not numbered by size.
+The U-Net is small and trained for one epoch, which loses classes more often than the default does; `--full` uses the
+default. Prints one line for each section and depth. Exits with 1 if a number was refused, or if segments are missing
+or not numbered by size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ QUICK = {"width": 8, "epochs": 1, "pretrain": "none", "steps_per_epoch": 4, "sig
 
 
 def thinned(adata: ad.AnnData, share: float) -> ad.AnnData:
-    """Return counts (or values rounded to counts) thinned to a share, without empty genes."""
+    """Return counts (or values rounded to counts) thinned to a share."""
     out = adata.copy()
     x = sparse.csr_matrix(out.X, copy=True)
     if share < 1:
@@ -37,10 +37,10 @@ def thinned(adata: ad.AnnData, share: float) -> ad.AnnData:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the sections (*.h5ad)")
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", default="")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--largest", type=int, default=12)
+    parser.add_argument("--full", action="store_true", help="default U-Net instead of the small one")
+    parser.add_argument("--only", default="", help="only sections whose name contains this")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--largest", type=int, default=12, help="largest number of segments")
     given = parser.parse_args()
     wrong = 0
     for path in sorted(given.data.glob(f"*{given.only}*.h5ad")):

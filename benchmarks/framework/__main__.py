@@ -1,9 +1,9 @@
-"""The joint framework: baselines, ablation, embeddings without labels, planted attention.
+"""`st.tl.multitask` against baselines and its ablations, and `st.tl.embed` without labels.
 
-    python benchmarks/framework --data FOLDER --out framework.md [--parts floors,donors,ablation,embed] [--seeds 3]
+    python benchmarks/framework --data FOLDER --out framework.md [--parts baselines,donors,ablation,embed] [--seeds 3]
 
-Labels of test blocks are hidden before training: five folds of spatial blocks within a section, or one donor left out.
-Segments and regions are made without labels. The floors read the same principal components.
+Labels of test blocks are hidden before training: five folds of spatial blocks within a section, or one donor held out.
+Segments and regions are made without labels. The baselines use the same principal components.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import stxtools as st
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from floors import block_folds, components, neighbourhoods, probabilities, shrinkage_lda
+from baselines import block_folds, components, neighbourhoods, probabilities, shrinkage_lda
 
 SECTIONS = {
     "dlpfc_151673": "layer", "dlpfc_151675": "layer", "xenium_breast_idc": "region",
@@ -32,16 +32,16 @@ SECTIONS = {
 }  # fmt: skip
 DONORS = ("A1", "B1", "C1", "D1")
 VARIANTS: dict[str, dict[str, Any]] = {
-    "joint (default)": {}, "single task": {}, "no pretraining": {"pretrain": "none"},
+    "`tl.multitask` (default)": {}, "single task": {}, "no pretraining": {"pretrain": "none"},
     "no U-Net": {"unet": False}, "no label propagation": {"ensemble": ("network", "linear", "trees")},
     "no trees": {"ensemble": ("network", "linear", "label_propagation")},
     "network alone": {"ensemble": ("network",)}, "no genes": {"genes": False},
     "sum instead of GATv2": {"conv": "sum"}, "GradNorm": {"weighting": "gradnorm"},
     "uncertainty": {"weighting": "uncertainty"}, "FAMO": {"weighting": "famo"},
 }  # fmt: skip
-FLOORS: dict[str, Callable[[], Any]] = {
-    "LDA, 19 and 61 neighbours": shrinkage_lda,
-    "random forest, 19 and 61 neighbours": lambda: RandomForestClassifier(200, random_state=0),
+BASELINES: dict[str, Callable[[], Any]] = {
+    "LDA": shrinkage_lda,
+    "random forest": lambda: RandomForestClassifier(200, random_state=0),
 }
 
 
@@ -79,7 +79,7 @@ def scores(truth: np.ndarray, proba: np.ndarray) -> tuple[float, float]:
 
 
 def folds(adata: ad.AnnData, seed: int, most: int, library_key: str | None) -> Iterator[np.ndarray]:
-    """Test masks: blocks of neighbouring observations, or one section each with `library_key`."""
+    """Yield test masks: blocks of neighbouring observations, or with `library_key` one section each."""
     if library_key:
         fold = pd.factorize(adata.obs[library_key], sort=True)[0]
     else:
@@ -88,7 +88,7 @@ def folds(adata: ad.AnnData, seed: int, most: int, library_key: str | None) -> I
         yield fold == i
 
 
-def floor(adata: ad.AnnData, test: np.ndarray, model: Any, library_key: str | None) -> tuple[float, float]:
+def baseline(adata: ad.AnnData, test: np.ndarray, model: Any, library_key: str | None) -> tuple[float, float]:
     codes = adata.obs["truth"].cat.codes.to_numpy()
     library = adata.obs[library_key].to_numpy() if library_key else None
     z = neighbourhoods(adata.obsm["X_pca"], adata.obsm["spatial"], library)
@@ -128,14 +128,16 @@ def row(
     return line
 
 
-HEAD = ["| section | model | accuracy | AUROC | accuracy against LDA |", "| --- | --- | --- | --- | --- |"]
+HEAD = ["| section | model | accuracy | AUROC | accuracy gained over LDA |", "| --- | --- | --- | --- | --- |"]
 
 
 def table(name: str, adata: ad.AnnData, seeds: int, most: int, library_key: str | None = None) -> list[str]:
     splits = [(s, test) for s in range(seeds) for test in folds(adata, 0 if library_key else s, most, library_key)]
-    found = {label: [floor(adata, test, make(), library_key) for _, test in splits] for label, make in FLOORS.items()}
-    found["framework"] = [framework(adata, test, s, {}) for s, test in splits]
-    lda = found[next(iter(FLOORS))]
+    found = {
+        label: [baseline(adata, test, make(), library_key) for _, test in splits] for label, make in BASELINES.items()
+    }
+    found["`tl.multitask`"] = [framework(adata, test, s, {}) for s, test in splits]
+    lda = found[next(iter(BASELINES))]
     return [row(name, label, values, None if values is lda else lda) for label, values in found.items()]
 
 
@@ -149,8 +151,8 @@ def donors(data: Path) -> ad.AnnData:
 
 def ablation(adata: ad.AnnData, name: str, state: str, seeds: int, most: int) -> list[str]:
     splits = [(s, test) for s in range(seeds) for test in folds(adata, s, most, None)]
-    lda = [floor(adata, test, FLOORS["LDA, 19 and 61 neighbours"](), None) for _, test in splits]
-    lines = [row(name, "LDA, 19 and 61 neighbours", lda)]
+    lda = [baseline(adata, test, BASELINES["LDA"](), None) for _, test in splits]
+    lines = [row(name, "LDA", lda)]
     for label, params in VARIANTS.items():
         single = None if label == "single task" else state
         lines.append(row(name, label, [framework(adata, test, s, params, single) for s, test in splits], lda))
@@ -176,7 +178,7 @@ def embedding(name: str, adata: ad.AnnData, seeds: int) -> str:
 
 
 def nearest(x: np.ndarray, truth: np.ndarray, known: np.ndarray, xy: np.ndarray) -> float:
-    """Accuracy of the five nearest regions of other blocks, mean over three dealings of 25 blocks into five folds."""
+    """Return the accuracy of the five nearest regions of other blocks, mean of three partitions of 25 blocks."""
     x, truth, xy = x[known], truth[known], xy[known]
     right = []
     for seed in range(3):
@@ -189,27 +191,27 @@ def nearest(x: np.ndarray, truth: np.ndarray, known: np.ndarray, xy: np.ndarray)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=st.settings.datasetdir)
-    parser.add_argument("--out", type=Path, default=Path("framework.md"))
-    parser.add_argument("--parts", default="floors,donors,ablation,embed")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--difficulty", type=float, default=0.51)
-    parser.add_argument("--n-obs", type=int, default=5000)
+    parser.add_argument("--data", type=Path, default=st.settings.datasetdir, help="folder of the sections (*.h5ad)")
+    parser.add_argument("--out", type=Path, default=Path("framework.md"), help="file of the tables")
+    parser.add_argument("--parts", default="baselines,donors,ablation,embed", help="separated by commas")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--folds", type=int, default=5, help="at most so many of the five folds")
+    parser.add_argument("--difficulty", type=float, default=0.51, help="of the generated tissue of the ablation")
+    parser.add_argument("--n-obs", type=int, default=5000, help="cells of the generated tissue of the ablation")
     args = parser.parse_args()
     parts, lines = args.parts.split(","), list(HEAD)
-    if "floors" in parts:
+    if "baselines" in parts:
         for name, adata in sections(args.data):
             lines += table(name, adata, args.seeds, args.folds)
     if "donors" in parts:
-        lines += table("HER2ST tumour, a donor left out", donors(args.data), args.seeds, len(DONORS), "donor")
+        lines += table("HER2ST tumour, one donor held out", donors(args.data), args.seeds, len(DONORS), "donor")
     if "ablation" in parts:
         tissue = generated("merfish", args.difficulty, args.n_obs, 30)
         lines += ablation(tissue, "MERFISH-like", "disease", args.seeds, args.folds)
     if "embed" in parts:
         lines += [
             "",
-            "| section | regions | mean of components | masked |",
+            "| section | regions | mean components | `tl.embed`, masked |",
             "| --- | --- | --- | --- |",
         ]
         lines += [embedding(name, adata, args.seeds) for name, adata in sections(args.data)]

@@ -1,10 +1,10 @@
-"""What a CUDA device gives: time, memory and agreement with the CPU.
+"""Time, memory and agreement of a CUDA GPU and the CPU.
 
     python benchmarks/gpu --data FOLDER --out gpu.json
 
-Parts, each in a process of its own: ``cortex`` (dlpfc 151673, first and second call), ``cells`` (generated cells, all
-steps), ``bins`` (a million bins, all steps, then ten million by the model saved). A part that the time left does not
-allow is not begun, and what was measured until then is kept.
+Parts, each in its own process: ``cortex`` (dlpfc 151673, first and second call), ``cells`` (generated cells, all
+steps), ``bins`` (a million bins, all steps, then ten million with the saved model). A part that starts too late is
+skipped, and the measurements up to then are kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def emit(**row: Any) -> None:
 
 
 class Timed:
-    """Time of each step of a part, with the peaks of the process's and the device's memory."""
+    """Measure each step of a part: time, and peak memory of the process and of the GPU."""
 
     def __init__(self, part: str, accelerator: str) -> None:
         from measured import PeakMemory
@@ -47,21 +47,21 @@ class Timed:
     def __call__(self, step: str, call: Callable[[], object], **more: Any) -> None:
         import torch
 
-        on_card = torch.cuda.is_available()
+        on_gpu = torch.cuda.is_available()
         self.peak.reset()
-        if on_card:
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         start, cpu = time.perf_counter(), time.process_time()
         call()
         row = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu, "peak_gb": self.peak.read()}
-        if on_card:
-            row["card_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        if on_gpu:
+            row["gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
         emit(**self.names, step=step, **row, **more)
 
 
 @contextmanager
 def profiled(name: str, **names: str) -> Iterator[None]:
-    """Emit which share of the time the device computes, and in what; nothing without a device."""
+    """Emit for how long the GPU computes, and its longest kernels; nothing without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -99,14 +99,14 @@ def cortex(accelerator: str, args: argparse.Namespace) -> None:
     timed("embed", lambda: st.tl.embed(adata, **how))
     if accelerator == "gpu":
         timed("multitask", lambda: st.tl.multitask(adata, None, "layer", **how))
-    emit(part="cortex", accelerator=accelerator, step="ARI of two runs",
+    emit(part="cortex", accelerator=accelerator, step=f"trained twice on the {accelerator.upper()}: ARI",
          value=adjusted_rand_score(adata.obs["segment"], adata.obs["again"]))  # fmt: skip
     if accelerator == "gpu":
         st.tl.segment(adata, model=model, key_added="on_cpu", **(how | {"accelerator": "cpu"}))
-        emit(part="cortex", accelerator="gpu", step="one model on both: ARI",
+        emit(part="cortex", accelerator="gpu", step="one model applied on both: ARI",
              value=adjusted_rand_score(adata.obs["applied"], adata.obs["on_cpu"]))  # fmt: skip
         proba = [np.asarray(adata.obsm[f"{name}_proba"]) for name in ("applied", "on_cpu")]
-        emit(part="cortex", accelerator="gpu", step="one model on both: largest difference of a probability",
+        emit(part="cortex", accelerator="gpu", step="one model applied on both: largest difference of a probability",
              value=float(np.abs(proba[0] - proba[1]).max()))  # fmt: skip
         with profiled("segment", part="cortex"):
             st.tl.segment(adata, 7, key_added="again", **how)
@@ -115,12 +115,12 @@ def cortex(accelerator: str, args: argparse.Namespace) -> None:
     if accelerator == "cpu" and other.exists():
         import pandas as pd
 
-        emit(part="cortex", accelerator="both", step="trained on either: ARI",
+        emit(part="cortex", accelerator="both", step="trained on the GPU and on the CPU: ARI",
              value=adjusted_rand_score(pd.read_csv(other, index_col=0)["segment"], adata.obs["segment"]))  # fmt: skip
 
 
 def tissue(args: argparse.Namespace, n_obs: int, platform: str) -> Any:
-    """Generated tissue, kept in the folder."""
+    """Read the generated tissue of the folder; generate it on first use."""
     import anndata as ad
 
     import stxtools as st
@@ -157,7 +157,7 @@ def cells(accelerator: str, args: argparse.Namespace) -> None:
 
 
 def side_by_side(block: Any) -> Any:
-    """Ten copies of a hexagonal section on one lattice."""
+    """Put ten copies of a hexagonal section on one lattice."""
     import anndata as ad
     import numpy as np
 
@@ -178,7 +178,7 @@ def side_by_side(block: Any) -> Any:
 
 
 def bins(accelerator: str, args: argparse.Namespace) -> None:
-    """A tenth of the bins, all steps; then ten of it side by side, with the model of the tenth."""
+    """Run all steps on a tenth of the bins; then apply its model to ten copies side by side."""
     import stxtools as st
 
     adata = tissue(args, args.bins // 10, "visium")
@@ -200,7 +200,7 @@ PARTS = {"cortex": cortex, "cells": cells, "bins": bins}
 
 
 def measured(part: str, accelerator: str, args: argparse.Namespace, left: float) -> list[dict[str, Any]]:
-    """Rows of one part, measured in a process of its own that may take ``left`` seconds."""
+    """Measure one part in its own process, which may take ``left`` seconds; return its rows."""
     command = [sys.executable, __file__, "--child", part, accelerator, *sys.argv[1:]]
     command += ["--folder", str(args.folder)]
     rows: list[dict[str, Any]] = []
@@ -222,8 +222,8 @@ def measured(part: str, accelerator: str, args: argparse.Namespace, left: float)
 def machine() -> dict[str, Any]:
     import torch
 
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"card": card, "cpu_cores": os.cpu_count(), "python": platform.python_version(),
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"gpu": gpu, "cpu_cores": os.cpu_count(), "python": platform.python_version(),
             "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}  # fmt: skip
 
 
@@ -231,14 +231,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with dlpfc_151673.h5ad")
     parser.add_argument("--parts", nargs="+", default=["cortex gpu", "cortex cpu", "bins gpu", "cells gpu"],
-                        help="what to measure and where, such as 'cells gpu'")  # fmt: skip
-    parser.add_argument("--cells", type=int, default=1_000_000)
-    parser.add_argument("--bins", type=int, default=10_000_000)
-    parser.add_argument("--seconds", type=float, default=460.0, help="of all parts together")
-    parser.add_argument("--folder", type=Path, help="for what is generated; a temporary one by default")
-    parser.add_argument("--tests", type=Path, help="log of the tests, whose last line is kept")
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    parser.add_argument("--generate", action="store_true", help="only write what is generated into the folder")
+                        help="parts and devices, such as 'cells gpu'")  # fmt: skip
+    parser.add_argument("--cells", type=int, default=1_000_000, help="generated cells")
+    parser.add_argument("--bins", type=int, default=10_000_000, help="generated bins; all steps run on a tenth")
+    parser.add_argument("--seconds", type=float, default=460.0, help="time limit of all parts together")
+    parser.add_argument("--folder", type=Path, help="for generated data; default: a temporary folder")
+    parser.add_argument("--tests", type=Path, help="log of the tests; its last line is kept")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="file of the measurements")
+    parser.add_argument("--generate", action="store_true", help="only generate the data")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -1,4 +1,4 @@
-"""The page of a file of measurements: python benchmarks/gpu/page.py gpu.json > docs/benchmarks/gpu.md."""
+"""Write the tables of a file of measurements: python benchmarks/gpu/page.py gpu.json > gpu.md."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HEAD = """# CUDA
+HEAD = """# GPU
 
-`benchmarks/gpu/run.sh OUT` runs the tests that need a card and these measurements, in at most nine minutes.
-One run on {card}, {cpu_cores} processor cores, Python {python}, torch {torch}, {date}.
-Tests on the card: {tests}.
+`benchmarks/gpu/run.sh OUT` runs the tests that need a CUDA GPU and these measurements, in at most nine minutes.
+Single run on {gpu}, {cpu_cores} CPU cores, Python {python}, torch {torch}, {date}. Tests: {tests}.
+Times are wall times; memory columns are peaks during the step.
 """
 
 FOOT = """
-Where a step names no card memory it runs on the processor. `tl.segment(model=)` reads the expression on the processor
-and the U-Net on the card; `tl.region_graph` and `tl.biomarkers` use no card.
+Steps with 0.00 GB of GPU memory run on the CPU. `tl.segment(model=)` prepares the expression on the CPU and runs the
+U-Net on the GPU; `tl.region_graph` and `tl.biomarkers` do not use the GPU.
 
-A training step never waits for the card: sections, views and augmentation lie there, and losses are read once an epoch.
-`tests/test_nn_device.py` checks this for every network on a machine without a card. Adam is fused on CUDA. Convolutions
-use tf32, torch's default.
+No training step waits for the GPU: sections, views and augmentation stay there, and losses are read once per epoch.
+`tests/test_nn_device.py` checks this for every network without a GPU. Convolutions use tf32, torch's default.
 """
 
 
@@ -29,19 +28,19 @@ def shown(row: dict[str, Any] | None) -> str:
 
 
 def table(part: str, rows: list[dict[str, Any]]) -> str:
-    """Steps of one part: seconds on the card and on the processor alone, and the peaks of both memories."""
+    """Format the steps of one part: seconds with the GPU and on the CPU only, and peak memory of both."""
     timed = [r for r in rows if r.get("part") == part and "seconds" in r and "accelerator" in r]
     found = {(r["step"], r["accelerator"]): r for r in timed}
     lines = [
-        f"| {part} | with the card, s | processor alone, s | memory, GB | card memory, GB |",
+        f"| {part} | with the GPU, s | CPU only, s | memory, GB | GPU memory, GB |",
         "| --- | --- | --- | --- | --- |",
     ]
     for step in dict.fromkeys(step for step, _ in found):
-        card, alone = found.get((step, "gpu")), found.get((step, "cpu"))
-        one = card or alone or {}
+        gpu, alone = found.get((step, "gpu")), found.get((step, "cpu"))
+        one = gpu or alone or {}
         regions = f" ({one['regions']:,} regions)" if "regions" in one else ""
-        memory = f"{one['peak_gb']:.1f} | {one.get('card_gb', 0.0):.2f}"
-        lines.append(f"| {step}{regions} | {shown(card)} | {shown(alone)} | {memory} |")
+        memory = f"{one['peak_gb']:.1f} | {one.get('gpu_gb', 0.0):.2f}"
+        lines.append(f"| {step}{regions} | {shown(gpu)} | {shown(alone)} | {memory} |")
     return "\n".join(lines)
 
 
@@ -53,10 +52,10 @@ def page(result: dict[str, Any]) -> str:
     values = [r for r in rows if "value" in r]
     if values:
         text += "\n| agreement | |\n| --- | --- |\n"
-        text += "".join(f"| {r['part']}, {r['accelerator']}: {r['step']} | {r['value']:.3g} |\n" for r in values)
+        text += "".join(f"| {r['part']}: {r['step']} | {r['value']:.3g} |\n" for r in values)
     profiles = [r for r in rows if r["step"].startswith("profile")]
     if profiles:
-        text += "\n| call | seconds | card busy, s | most of it in |\n| --- | --- | --- | --- |\n"
+        text += "\n| call | seconds | GPU busy, s | longest kernel |\n| --- | --- | --- | --- |\n"
         text += "".join(
             f"| {r['part']}: {r['step'].removeprefix('profile of ')} | {r['seconds']:.1f} | {r['busy']:.2f} | "
             f"`{r['top'][0][0][:60] if r['top'] else '-'}` |\n"

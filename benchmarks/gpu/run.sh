@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Tests and measurements on a CUDA device, at most nine minutes.
+# Tests and measurements on a CUDA GPU, at most nine minutes.
 #
 #   benchmarks/gpu/run.sh OUT [arguments of benchmarks/gpu ...]
 #
 # On a machine without a network, WHEELS names a folder with the packages of benchmarks/gpu/wheels.txt; torch, PyG and
-# Lightning must be there. The tests' log and gpu.json land in OUT.
+# Lightning must be installed. The tests' log and gpu.json go to OUT.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=$1

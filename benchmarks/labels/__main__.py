@@ -1,9 +1,10 @@
-"""Do suggested labels help more than random ones? Three rounds of ten labels each, five starts per section.
+"""Are suggested labels better than random ones? Three rounds of ten labels each, five starts per section.
 
     python benchmarks/labels --data FOLDER --out labels.md
 
-Each start knows two random observations of every class. scikit-learn's shrinkage LDA on neighbourhood means is fitted
-again after each round, and `st.tl.suggest_labels` reads its probabilities; accuracy is that of the unlabelled ones.
+Each start knows the labels of two random observations of each class. After each round, scikit-learn's shrinkage LDA on
+neighbourhood means is fitted again, and `st.tl.suggest_labels` uses its probabilities. Accuracy is over the unlabelled
+observations.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pandas as pd
 import stxtools as st
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from floors import components, neighbourhoods, probabilities, shrinkage_lda
+from baselines import components, neighbourhoods, probabilities, shrinkage_lda
 
 SECTIONS = {
     "dlpfc_151673": "layer", "dlpfc_151675": "layer", "dlpfc_151508_pcs": "truth", "dlpfc_151670_pcs": "truth",
@@ -59,8 +60,8 @@ def accuracies(adata: ad.AnnData, truth: str) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=st.settings.datasetdir)
-    parser.add_argument("--out", type=Path, default=Path("labels.md"))
+    parser.add_argument("--data", type=Path, default=st.settings.datasetdir, help="folder of the sections (*.h5ad)")
+    parser.add_argument("--out", type=Path, default=Path("labels.md"), help="file of the table")
     args = parser.parse_args()
     lines = ["| section | start | 30 suggested | 30 random |", "| --- | --- | --- | --- |"]
     for name, truth in SECTIONS.items():

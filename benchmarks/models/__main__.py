@@ -2,8 +2,8 @@
 
     make models DATA=folder/of/sections
 
-"human_cortex" learns from the layers of two sections of one donor (dlpfc 151673 and 151675). Its card states how a
-model of one of them does on the other.
+"human_cortex" is trained on the layers of two sections of one donor (dlpfc 151673 and 151675). Its card gives the
+accuracy and ARI of a model of one of them on the other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def scores(source: ad.AnnData, target: ad.AnnData) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=st.settings.datasetdir)
+    parser.add_argument("--data", type=Path, default=st.settings.datasetdir, help="folder of the sections (*.h5ad)")
     st.settings.datasetdir = parser.parse_args().data
     sections = {sample: st.datasets.dlpfc(sample) for sample in SAMPLES}
     judged = {f"{one} to {two}": scores(sections[one], sections[two]) for one, two in (SAMPLES, SAMPLES[::-1])}

@@ -1,10 +1,10 @@
-"""The method's own experiments, without leaks: tables and figures for docs/paper.
+"""The method's own experiments, without data leaks: tables and figures for docs/paper.
 
     python benchmarks/paper [--quick] [--jobs 2] [--out docs/paper]
 
-Every finished fold is kept under --work, so an interrupted run goes on where it stopped. The default folder, under
-build/paper, is named after the version and a digest of the models' code: changed models start anew.
-Real sections are read from STXTOOLS_DATASETDIR; those that are not there are left out, and the page says so.
+Each finished fold is kept under --work, so an interrupted run resumes where it stopped. The default folder, under
+build/paper, is named after the version and a digest of the models' code, so that changed models start again.
+Real sections are read from STXTOOLS_DATASETDIR; missing ones are skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
 os.environ.setdefault("MKL_NUM_THREADS", "1")
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # its threads wait busily and slow the other process down
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")  # its threads spin while they wait, which slows other processes
 os.environ["MPLBACKEND"] = "Agg"
 
 import pandas as pd
@@ -28,7 +28,7 @@ from page import write_page
 
 
 def _end(*_: object) -> None:
-    """End the processes of the pool as well: they would wait for work for ever."""
+    """End the processes of the pool as well: they would wait for work forever."""
     for process in active_children():
         process.terminate()
     sys.exit(143)
@@ -45,7 +45,7 @@ def run_all(
         waiting = [pool.submit(run_one, name, seed, work, quick, only) for name, seed in tasks]
         for i, future in enumerate(as_completed(waiting)):
             name, seed, table, seconds = future.result()
-            state = f"{seconds:.0f} s" if table is not None else "not at hand, left out"
+            state = f"{seconds:.0f} s" if table is not None else "not available, skipped"
             sys.stderr.write(f"[{i + 1}/{len(tasks)}] {name}, seed {seed}: {state}\n")
             if table is not None:
                 found.setdefault(name, {})[seed] = table
@@ -57,7 +57,7 @@ def run_all(
 
 
 def stored(chosen: list[Case], work: Path) -> dict[str, pd.DataFrame]:
-    """Rows that earlier runs left, finished or not; each table says how many seeds a model has."""
+    """Read the rows of earlier runs, finished or not; each table gives the number of seeds of a model."""
     tables = {}
     for case in chosen:
         parts = [pd.read_csv(path) for path in work.glob(f"{case.name}_[0-9]*.csv")]
@@ -75,13 +75,13 @@ def stored(chosen: list[Case], work: Path) -> dict[str, pd.DataFrame]:
 
 
 def _checkpoint(path: Path) -> pd.DataFrame:
-    """Rows of a checkpoint of tl.evaluate."""
+    """Read the rows of a checkpoint of `tl.evaluate`."""
     parts = [pd.read_json(file, dtype={"fold": str}) for file in path.glob("*.json")]
     return pd.concat(parts).sort_values(["seed", "noise", "fold"]) if parts else pd.DataFrame()
 
 
 def mark(work: Path) -> str:
-    """Note which state of the package writes rows here; return all that did."""
+    """Record which version of the package writes rows here; return all that did."""
     path = work / "sources.txt"
     known = path.read_text(encoding="utf-8").split() if path.exists() else []
     if sources() not in known:
@@ -93,14 +93,14 @@ def mark(work: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two seeds, fewer cases: about ten minutes on two cores")
-    parser.add_argument("--seeds", type=int, help="5, or 2 with --quick")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--cases", nargs="+", help="only these")
-    parser.add_argument("--models", nargs="+", help="only these, and no page: work done ahead")
+    parser.add_argument("--seeds", type=int, help="number of seeds; default: 5, or 2 with --quick")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--cases", nargs="+", help="run only these cases")
+    parser.add_argument("--models", nargs="+", help="run only these models, and write no page")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "docs" / "paper")
-    parser.add_argument("--work", type=Path, help="folder of finished folds; default: see above")
-    parser.add_argument("--calibrate", action="store_true", help="only show where the random forest stands")
-    parser.add_argument("--draw", action="store_true", help="run nothing: the page of what is in --work")
+    parser.add_argument("--work", type=Path, help="folder of finished folds (default: see above)")
+    parser.add_argument("--calibrate", action="store_true", help="print only the accuracy of the random forest")
+    parser.add_argument("--draw", action="store_true", help="run nothing, write the page of the rows in --work")
     args = parser.parse_args()
     if args.calibrate:
         sys.stdout.write(calibrate().groupby("platform")["accuracy"].agg(["mean", "std"]).to_string() + "\n")
@@ -117,7 +117,7 @@ def main() -> None:
         return
     made_with = mark(work)
     tables = run_all(chosen, seeds, work, args.quick, args.jobs, args.models)
-    if args.models:  # part of the work, done ahead; the page wants all of it
+    if args.models:  # the page needs all models
         return
     write_page(args.out, work, tables, quick=args.quick, seeds=seeds, sources=made_with)
 

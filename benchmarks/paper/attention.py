@@ -25,7 +25,7 @@ PANELS = {
 
 
 def attention_figure(out: Path, work: Path, *, quick: bool) -> AnnData:
-    """Train the three on all labels, draw what each looks at, and return the tissue."""
+    """Train the three models on all labels, draw attention and saliency, and return the tissue."""
     adata = experiments.generated("visium", 1_000 if quick else 2_500)(0)
     how: dict[str, Any] = {"show_progress": False}
     st.tl.segment(adata, labels_key=_TRUTH, key_added="guide", **how)
@@ -46,7 +46,7 @@ def attention_figure(out: Path, work: Path, *, quick: bool) -> AnnData:
             st.pl.attention(adata, key, title=title, ax=ax)
         elif isinstance(adata.obs[key].dtype, pd.CategoricalDtype):
             st.pl.segment(adata, key, title=title, ax=ax)
-        else:  # up to a percentile: a few spots have most of it
+        else:  # clipped at a percentile: a few spots dominate
             top = adata.obs[key].quantile(0.99)
             sq.pl.spatial_scatter(adata, color=key, shape=None, cmap="magma_r", vmax=top, title=title, ax=ax)
     report.save(out, "figure3")
@@ -54,7 +54,7 @@ def attention_figure(out: Path, work: Path, *, quick: bool) -> AnnData:
 
 
 def unet_saliency(model: st.models.Segmenter, adata: AnnData) -> np.ndarray:
-    """Length of the gradient of the predicted classes' logits in each spot's own pixel, as of the framework."""
+    """Return the norm of the gradient of the predicted class's logit at each spot's own pixel, as for the framework."""
     assert model.net is not None
     assert model.projection is not None
     st.pp.rasterize(adata)

@@ -1,4 +1,4 @@
-"""One model against the others, split by split."""
+"""Differences between one model and the others, paired by split."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _UNIT = ["scheme", "noise", "seed", "fold"]
 
 
 def paired(table: pd.DataFrame, one: str, other: str, metric: str) -> tuple[float, float, int]:
-    """Mean of ``one`` minus ``other``, its standard error, and over how many splits.
+    """Return the mean of ``one`` minus ``other``, its standard error, and the number of splits.
 
-    Splits are the folds of every seed. Where whole sections are left out, the seeds of a section are averaged
-    first: what repeats are the sections.
+    Splits are the folds of each seed. Where whole sections are held out, the seeds of a section are averaged first,
+    because the sections are the replicates.
     """
     wide = table[table["model"].isin([one, other])].pivot_table(values=metric, index=_UNIT, columns="model")
     if not {one, other} <= set(wide.columns):
@@ -32,7 +32,7 @@ def _cell(found: tuple[float, float, int], percent: bool) -> str:
         return "–"
     if not np.isfinite(error):
         return f"{scale * mean:+.{digits}f}"
-    ratio = f" ({mean / error:+.1f})" if error > 1e-9 else ""  # equal differences: no spread to measure by
+    ratio = f" ({mean / error:+.1f})" if error > 1e-9 else ""  # equal differences have no standard error
     return f"{scale * mean:+.{digits}f} ± {scale * error:.{digits}f}{ratio}"
 
 
@@ -44,9 +44,9 @@ def difference_table(
     one: str = "framework",
     reverse: bool = False,
 ) -> str:
-    """A row for each other model: ``one`` minus it, with the standard error and, in brackets, in standard errors.
+    """Format a row per other model: ``one`` minus it, ± standard error, and the number of standard errors in brackets.
 
-    With ``reverse`` each other model minus ``one``. The best of the others is set in bold.
+    With ``reverse``, each other model minus ``one``. The best of the others is in bold.
     """
     others = [m for m in dict.fromkeys(table["model"]) if m != one]
     columns = [(target, metric) for target in targets for metric in metrics]

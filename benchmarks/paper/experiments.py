@@ -15,15 +15,15 @@ import pandas as pd
 
 import stxtools as st
 
-# `--calibrate`: with these, a random forest on each spot's own expression stands where the published one does
-# (76.4 % and 72.1 %; mean of five folds of spatial blocks on each of five tissues). Set before another model was run.
+# `--calibrate`: with these, a random forest on each spot's own expression is as accurate as the published one
+# (76.4 % and 72.1 %; mean of five folds of spatial blocks on each of five tissues). Set before any other model was run.
 DIFFICULTY = {"visium": 0.495, "merfish": 0.51}
 PUBLISHED = {
     ("visium", "framework"): (0.923, 0.94), ("visium", "random_forest"): (0.764, None),
     ("merfish", "framework"): (0.895, 0.92), ("merfish", "random_forest"): (0.721, None),
 }  # fmt: skip
-FLOORS = ("random_forest", "random_forest_means", "lda", "logistic", "nearest_label")
-ALL = ("framework", "unet", "gnn", *FLOORS)
+BASELINES = ("random_forest", "random_forest_means", "lda", "logistic", "nearest_label")
+ALL = ("framework", "unet", "gnn", *BASELINES)
 JOINT = "joint (default)"
 ABLATION: dict[str, dict[str, Any]] = {
     JOINT: {}, "tissue class alone": {"alpha": 0.0}, "disease alone": {"beta": 0.0},
@@ -50,11 +50,11 @@ class Case:
 
     @property
     def named(self) -> dict[str, str]:
-        """Name -> what `st.tl.evaluate` calls it."""
+        """Return name -> model of `st.tl.evaluate`."""
         return dict(self.models) if isinstance(self.models, Mapping) else {m: m for m in self.models}
 
     def run(self, seed: int, work: Path, only: list[str] | None = None) -> pd.DataFrame | None:
-        """Evaluate one seed, or read what was evaluated before; None where none of the models is asked for."""
+        """Evaluate one seed, or read an earlier evaluation; None if none of the models is wanted."""
         models = {name: kind for name, kind in self.named.items() if only is None or kind in only}
         if not models:
             return None
@@ -70,7 +70,7 @@ class Grid(Case):
     weights: tuple[float, ...] = ()
 
     def run(self, seed: int, work: Path, only: list[str] | None = None) -> pd.DataFrame | None:
-        """Run all cells of the grid with one seed, or what is left of them; a row for each."""
+        """Run the cells of the grid that are missing for one seed; return a row for each cell."""
         if only is not None and "framework" not in only:
             return None
         adata = self.make(seed)
@@ -103,7 +103,7 @@ def xenium(seed: int) -> ad.AnnData:
 
 
 def her2st(seed: int) -> ad.AnnData:
-    """One section of each of four patients, with the genes that all have."""
+    """Return one section of each of four patients, with the genes that all have."""
     parts = [st.datasets.her2st(sample) for sample in ("A1", "B1", "C1", "D1")]
     adata = ad.concat(parts, index_unique="_", keys=["A", "B", "C", "D"], join="inner")
     adata.obs["patient"] = adata.obs["patient"].astype(str)
@@ -122,7 +122,7 @@ BOTH = {"biomarker_key": "disease", "region_key": "compartment"}
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """All cases, the indispensable ones first."""
+    """Return all cases, the most important ones first."""
     one = {"max_folds": 1}
     levels = [0.0, 0.2] if quick else [0.0, 0.05, 0.1, 0.2]
     some = ("framework", "random_forest", "lda", "nearest_label")
@@ -147,10 +147,10 @@ def cases(*, quick: bool) -> list[Case]:
     params = {name: {"multitask": {"params": fields}} for name, fields in variants.items() if fields}
     out.append(Case("ablation", tissue, dict.fromkeys(variants, "framework"), BOTH | one | {"params": params}))
     leaky = {"scheme": ["block", "random"]}
-    floors = FLOORS if quick else ("framework", *FLOORS)
+    baselines = BASELINES if quick else ("framework", *BASELINES)
     apart = (
-        ("visium", generated("visium"), "compartment", floors), ("dlpfc", dlpfc, "layer", floors),
-        ("xenium", xenium, "region", FLOORS),
+        ("visium", generated("visium"), "compartment", baselines), ("dlpfc", dlpfc, "layer", baselines),
+        ("xenium", xenium, "region", BASELINES),
     )  # fmt: skip
     for name, make, key, models in apart:
         if not quick or name == "dlpfc":
@@ -161,19 +161,19 @@ def cases(*, quick: bool) -> list[Case]:
 def run_one(
     name: str, seed: int, work: Path, quick: bool, only: list[str] | None
 ) -> tuple[str, int, pd.DataFrame | None, float]:
-    """Run one case with one seed in a process of its own; None where the section is not at hand."""
+    """Run one case with one seed in its own process; None if the section is not available."""
     start = time.perf_counter()
     st.settings.show_progress = False
     case = next(c for c in cases(quick=quick) if c.name == name)
     try:
         table = case.run(seed, work, only)
     except FileNotFoundError:
-        table = None  # the section is not at hand
+        table = None  # the section is not available
     return name, seed, table, time.perf_counter() - start
 
 
 def sources() -> str:
-    """Version of the package and a digest of the code that the models consist of."""
+    """Return the version of the package and a digest of the models' code."""
     package = Path(st.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(p for folder in _MODEL_SOURCES for p in (package / folder).rglob("*.py")):
@@ -182,7 +182,7 @@ def sources() -> str:
 
 
 def calibrate(seeds: int = 5) -> pd.DataFrame:
-    """Accuracy of the random forest on expression: all five block folds of each tissue."""
+    """Return the accuracy of the random forest on expression, over all five block folds of each tissue."""
     rows = []
     for platform in DIFFICULTY:
         for seed in range(seeds):

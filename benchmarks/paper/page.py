@@ -1,4 +1,4 @@
-"""The page of results: all tables and figures with their captions."""
+"""Write the page of results: all tables and figures with their captions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BOTH = {"region": "tissue class", "biomarker": "disease"}
 def _differences(
     table: pd.DataFrame, targets: dict[str, str], metrics: tuple[str, ...] = ("accuracy", "auroc")
 ) -> list[str]:
-    """The framework against each other model, where both are there."""
+    """Return the framework minus each other model, if both were run."""
     if "framework" not in set(table["model"]) or table["model"].nunique() < 2:
         return []
     shown = difference_table(table, targets, metrics)
@@ -45,7 +45,7 @@ def _differences(
 def write_page(
     out: Path, work: Path, tables: dict[str, pd.DataFrame], *, quick: bool, seeds: int | None, sources: str
 ) -> None:
-    """Write ``results.md`` and its figures: what there are rows of."""
+    """Write ``results.md`` and its figures for all cases that have rows."""
     kind = _QUICK if quick else _FULL
     counted = "the seeds given" if seeds is None else f"{seeds} seed{'s' if seeds > 1 else ''}"
     kind = kind if seeds is not None else f"{kind} {_PART}"
@@ -85,7 +85,7 @@ def write_page(
 
 
 def tables_beside(text: str, out: Path) -> str:
-    """Write each table as a CSV file into ``out`` and leave a directive that shows it; return the page."""
+    """Write each table as a CSV file into ``out`` and replace it by a directive; return the page."""
     lines: list[str] = []
     number = 0
     for is_table, rows in groupby(text.rstrip().split("\n"), key=lambda line: line.startswith("| ")):
@@ -101,7 +101,7 @@ def tables_beside(text: str, out: Path) -> str:
 
 
 def _attention(out: Path, work: Path, *, quick: bool) -> list[str]:
-    """Attention and saliency of each model, on the same tissue."""
+    """Return the section on attention and saliency of each model, on the same tissue."""
     adata = attention_figure(out, work, quick=quick)
     return [
         "## Figure 3: attention\n",
@@ -114,7 +114,7 @@ def _attention(out: Path, work: Path, *, quick: bool) -> list[str]:
 
 
 def _mse(out: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """Hidden genes."""
+    """Return the section on hidden genes."""
     found = {name: t[t["target"] == "expression"] for name, t in tables.items()}
     found = {name: t for name, t in found.items() if len(t)}
     if not found:
@@ -144,7 +144,7 @@ def _sensitivity(out: Path, trials: pd.DataFrame) -> list[str]:
 
 
 def _ablation(table: pd.DataFrame) -> list[str]:
-    """Parts taken out one by one; of the single tasks only what they were trained for."""
+    """Return the ablation: parts removed one by one; single tasks are judged on their own task only."""
     trained = {"tissue class alone": "region", "disease alone": "biomarker"}
     wanted = table["model"].map(trained)
     table = table[wanted.isna() | (wanted == table["target"])]

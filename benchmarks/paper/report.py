@@ -1,4 +1,4 @@
-"""Tables (markdown) and figures (PNG) from the results."""
+"""Tables (Markdown) and figures (PNG) of the results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def scores_table(table: pd.DataFrame, targets: dict[str, str], platform: str | None = None) -> str:
-    """One row per model: accuracy, precision, recall and AUROC of each target."""
+    """Format a row per model: accuracy, precision, recall and AUROC of each target."""
     metrics = ("accuracy", "precision", "recall", "auroc")
     summary = st.get.evaluation(carrier(table))
     several = len(targets) > 1
@@ -73,14 +73,14 @@ def _seeds(table: pd.DataFrame, model: str) -> str:
 
 
 def noise_table(tables: dict[str, pd.DataFrame]) -> str:
-    """Accuracy at each level, and what the highest costs: mean and standard deviation over seeds."""
+    """Format accuracy at each noise level, and the loss at the highest: mean and standard deviation over seeds."""
     tables = {name: t[t["target"] == "region"] for name, t in tables.items()}
     levels = sorted({x for t in tables.values() for x in t["noise"]})
     rows = [["tissue", "model", "seeds", *(f"{100 * x:.0f} % noise" for x in levels), "points lost"]]
     for name, table in tables.items():
         for model in dict.fromkeys(table["model"]):
             by_seed = table[table["model"] == model].pivot_table(values="accuracy", index="seed", columns="noise")
-            by_seed = by_seed.reindex(columns=levels).dropna()  # seeds that were broken off halfway would not compare
+            by_seed = by_seed.reindex(columns=levels).dropna()  # an unfinished seed would not be comparable
             if len(by_seed):
                 by_seed["lost"] = by_seed[levels[0]] - by_seed[levels[-1]]
                 stat = pd.DataFrame({"mean": by_seed.mean(), "sd": by_seed.std(ddof=1)})
@@ -90,7 +90,7 @@ def noise_table(tables: dict[str, pd.DataFrame]) -> str:
 
 
 def metric_table(tables: dict[str, pd.DataFrame], metric: str, target: str, *, by_scheme: bool = False) -> str:
-    """One metric, a column per data set (and scheme), and the number of seeds of each data set."""
+    """Format one metric: a column per data set (and scheme), and the number of seeds."""
     columns: dict[str, pd.DataFrame] = {}
     for name, table in tables.items():
         summary = st.get.evaluation(carrier(table), metric, target=target)
@@ -108,7 +108,7 @@ def metric_table(tables: dict[str, pd.DataFrame], metric: str, target: str, *, b
 
 
 def per_fold(table: pd.DataFrame, metric: str) -> str:
-    """Mean over seeds of each fold: patients that were left out."""
+    """Format the mean over seeds of each fold, a held-out patient."""
     wide = table.pivot_table(values=metric, index="model", columns="fold", aggfunc="mean", sort=False)
     rows = [["model", "seeds", *(f"without {c}" for c in wide.columns), "mean", "worst"]]
     for model, values in wide.iterrows():
@@ -127,7 +127,7 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def bars(folder: Path, name: str, tables: dict[str, pd.DataFrame], metric: str, target: str) -> None:
-    """A panel of models for each data set."""
+    """Draw a panel of models for each data set."""
     models = max(t["model"].nunique() for t in tables.values())
     size = ((0.75 * models + 1.2) * len(tables), 4.2)
     _, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
@@ -137,7 +137,7 @@ def bars(folder: Path, name: str, tables: dict[str, pd.DataFrame], metric: str, 
 
 
 def lines(folder: Path, name: str, tables: dict[str, pd.DataFrame]) -> None:
-    """Accuracy against noise, a panel for each data set."""
+    """Draw accuracy against noise, a panel for each data set."""
     _, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables), 3.4), squeeze=False, layout="constrained")
     for i, (ax, (title, table)) in enumerate(zip(axes[0], tables.items(), strict=True)):
         st.pl.robustness(carrier(_named(table)), target="region", ax=ax, title=title, legend=i == len(tables) - 1)
@@ -145,7 +145,7 @@ def lines(folder: Path, name: str, tables: dict[str, pd.DataFrame]) -> None:
 
 
 def heat_map(folder: Path, name: str, trials: pd.DataFrame) -> pd.DataFrame:
-    """AUROC over alpha and beta, mean and standard deviation over seeds; returns the cells."""
+    """Draw AUROC over alpha and beta; return the mean and standard deviation over seeds of each cell."""
     cells = trials.groupby(["alpha", "beta"])["value"].agg(["mean", "std", "size"]).reset_index()
     cells = cells.rename(columns={"mean": "value", "std": "value_sd", "size": "seeds"}).assign(state="COMPLETE")
     out = ad.AnnData(np.zeros((1, 1), dtype=np.float32))

@@ -2,11 +2,11 @@
 
     python benchmarks/peers --data FOLDER --envs FOLDER --threads 1 --limit 900 --out table.md
 
-Peers need other versions of the same libraries than we do, so each may have a virtual environment of its own:
-``--envs`` is a folder in which ``spagcn/bin/python``, ``banksy/bin/python`` ... are looked for (first word of
-the method's name, lower case); without one, this interpreter is tried. What is not installed is left out and named
-below the table; what fails or takes longer than ``--limit`` is listed as such. Methods run one after the other. The
-annotation is used for the agreement alone, and spots without one are left out of it.
+Peers need other versions of the same libraries, so each may have its own virtual environment: ``--envs`` is a folder
+with ``spagcn/bin/python``, ``banksy/bin/python`` ... (first word of the method's name, lower case). Without one, this
+interpreter is tried. Methods that are not installed are named below the table; those that fail or take longer than
+``--limit`` have a row that says so. Methods run one after the other. The annotation serves only to compute the
+agreement, over the annotated spots.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from sklearn.metrics import adjusted_rand_score
 
 SECTIONS = {"dlpfc_151673": ("layer", 7, "visium")}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-HEAD = ("section", "method", "seconds", "of the processor", "times ours", "peak GB", "times ours", "ARI (classes)")
+HEAD = (
+    "section", "method", "wall time, s", "CPU time, s", "CPU time, times ours", "peak memory, GB", "memory, times ours",
+    "ARI (classes)",
+)  # fmt: skip
 
 
 def interpreter(name: str, envs: Path | None) -> str:
@@ -60,8 +63,8 @@ def run_method(name: str, source: Path, k: int, args: argparse.Namespace) -> dic
                 check=False,
             )
         except subprocess.TimeoutExpired as stopped:
-            for told in (stopped.stdout, stopped.stderr):  # how far it came stands in its own progress bar
-                text = told.decode(errors="replace") if isinstance(told, bytes) else told or ""
+            for output in (stopped.stdout, stopped.stderr):  # its own progress bar says how far it came
+                text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
                 sys.stderr.write(text[-200:] + "\n")
             return {"failed": f"stopped after {args.limit:g}", "cpu": children_cpu() - before}
         if not out.exists():
@@ -70,7 +73,7 @@ def run_method(name: str, source: Path, k: int, args: argparse.Namespace) -> dic
 
 
 def prepared(name: str, data: Path, n_obs: int | None, folder: Path) -> tuple[Path, np.ndarray | None, int]:
-    """Write what the methods read: counts and positions alone; or a generated section of a given size."""
+    """Write the input of the methods: counts and positions of a section, or of a generated one of a given size."""
     path = folder / f"{name}.h5ad"
     if n_obs is None:
         truth, k, platform_name = SECTIONS[name]
@@ -132,29 +135,29 @@ def rows_of(name: str, n_obs: int | None, args: argparse.Namespace) -> tuple[lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the annotated sections")
-    parser.add_argument("--envs", type=Path, help="folder of virtual environments, one for each peer")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="also generated sections of these sizes")
+    parser.add_argument("--envs", type=Path, help="folder of virtual environments, one per peer")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="also run generated sections of these sizes")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--limit", type=float, default=1800.0, help="most seconds of wall time for one method")
-    parser.add_argument("--threads", type=int, help="threads of each method; without it, its own choice")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--limit", type=float, default=1800.0, help="time limit of one method, in seconds of wall time")
+    parser.add_argument("--threads", type=int, help="threads of each method; default: its own choice")
+    parser.add_argument("--out", type=Path, help="file of the table")
     args = parser.parse_args()
     cases: list[tuple[str, int | None]] = [(n, None) for n in SECTIONS if (args.data / f"{n}.h5ad").exists()]
-    cases += [(f"generated, {n:,} cells", n) for n in args.sizes]
-    threads = "threads as each method likes" if args.threads is None else f"threads: {args.threads}"
+    cases += [(f"synthetic, {n:,} cells", n) for n in args.sizes]
+    threads = "threads chosen by each method" if args.threads is None else f"threads: {args.threads}"
     lines = [
         f"{platform.machine()}, {os.cpu_count()} cores, {threads}, {time.strftime('%Y-%m-%d')}",
         "",
         f"| {' | '.join(HEAD)} |",
         "| --- " * len(HEAD) + "|",
     ]
-    left_out: list[str] = []
+    not_installed: list[str] = []
     for name, n_obs in cases:
         rows, missing = rows_of(name, n_obs, args)
         lines += rows
-        left_out += [m for m in missing if m not in left_out]
-    if left_out:
-        lines += ["", f"Not installed: {', '.join(left_out)}."]
+        not_installed += [m for m in missing if m not in not_installed]
+    if not_installed:
+        lines += ["", f"Not installed: {', '.join(not_installed)}."]
     text = "\n".join(lines) + "\n"
     if args.out is not None:
         args.out.write_text(text)

@@ -1,14 +1,14 @@
-"""One method on one section, in the interpreter that has it: run by the benchmark, not by hand.
+"""Run one method on one section, in the interpreter in which it is installed (called by the benchmark).
 
     python methods.py NAME section.h5ad K out.json
 
 Each function takes an AnnData with counts in X, positions in obsm["spatial"] and the name of the platform in
-uns["platform"], and returns one label per observation, by the method's own tutorial and defaults, named where they are
-used; the number of classes is given. Wall time and the processor's (user and system) are those of the call, reading and
-the import of the method's package left out; the peak of memory is the whole process's.
+uns["platform"], and returns one label per observation. It follows the method's own tutorial and defaults; the number of
+classes is given. Wall time and CPU time (user and system) are those of the call, without reading the file and importing
+the method's package; peak memory is that of the whole process.
 
-Peers that cluster their embedding with mclust's EEE model (an R package) get the same model from scikit-learn here: a
-mixture of Gaussians that share one covariance, the best of three starts.
+Peers that cluster their embedding with mclust's EEE model (an R package) use the same model from scikit-learn here: a
+mixture of Gaussians that share one covariance, best of three starts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def stxtools(adata: Any, k: int) -> np.ndarray:
 
 
 def stxtools_chooses(adata: Any, k: int) -> np.ndarray:
-    """The number of segments is not told: it is chosen from 2 to 10."""
+    """The number of segments is not given: `tl.segment` chooses it."""
     import stxtools as st
 
     st.tl.segment(adata, show_progress=False)
@@ -51,7 +51,7 @@ def tied_mixture(z: np.ndarray, k: int) -> np.ndarray:
 
 
 def mean_mixture(adata: Any, k: int) -> np.ndarray:
-    """Two rounds of averaging 20 components over six neighbours, and a tied mixture: what every method should beat."""
+    """Baseline: average 20 components twice over six neighbours and fit a tied mixture."""
     import scanpy as sc
     from sklearn.neighbors import kneighbors_graph
 
@@ -68,7 +68,7 @@ def spagcn(adata: Any, k: int) -> np.ndarray:
     import SpaGCN
 
     xy = adata.obsm["spatial"]
-    adata.X = adata.X.toarray()  # it reads sparse matrices by an attribute that scipy has no more
+    adata.X = adata.X.toarray()  # it uses an attribute of sparse matrices that scipy has removed
     x, y = xy[:, 0].tolist(), xy[:, 1].tolist()
     return np.asarray(
         SpaGCN.ez_mode.detect_spatial_domains_ez_mode(adata, None, x, y, x, y, n_clusters=k, histology=False)
@@ -215,7 +215,7 @@ def novae_trained(adata: Any, k: int) -> np.ndarray:
 METHODS: dict[str, tuple[str, str, Callable[[Any, int], np.ndarray]]] = {
     "stxtools": ("stxtools", "stxtools", stxtools),
     "stxtools (number not given)": ("stxtools", "stxtools", stxtools_chooses),
-    "mean + mixture": ("scanpy", "scanpy", mean_mixture),
+    "neighbour mean and tied mixture": ("scanpy", "scanpy", mean_mixture),
     "SpaGCN": ("SpaGCN", "SpaGCN", spagcn),
     "SpatialLeiden": ("spatialleiden", "spatialleiden", spatialleiden),
     "BANKSY (features) + mixture": ("banksy", "pybanksy", banksy),

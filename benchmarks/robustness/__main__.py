@@ -1,8 +1,8 @@
-"""Hostile inputs over all public functions: what is refused, and how; what is written, and whether it means something.
+"""Faulty inputs to all public functions: are errors clear, is the AnnData left unchanged, are results meaningful?
 
     python benchmarks/robustness --n 5000 --seed 0 --out robustness.csv
 
-Every input is drawn from its number and the seed; ``--only 17 23`` runs some of them and prints what came of each.
+Each input is determined by its number and the seed; ``--only 17 23`` runs these two and prints their outcomes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLUMNS = ("inputs", "ok", "named error", "unnamed error", "no end", "changed af
 
 
 def summary(rows: pd.DataFrame, by: str) -> str:
-    """Counts of what came of the inputs, as Markdown."""
+    """Return the counts of outcomes as Markdown."""
     counts = {
         "inputs": rows["outcome"] != "", "ok": rows["outcome"] == "ok", "named error": rows["outcome"] == "named",
         "unnamed error": rows["outcome"] == "unnamed", "no end": rows["outcome"] == "no end",
@@ -41,16 +41,16 @@ def summary(rows: pd.DataFrame, by: str) -> str:
 
 
 def findings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Inputs that went wrong."""
+    """Return the inputs whose outcome is a fault."""
     bad = (rows["outcome"].isin(["unnamed", "no end"])) | (rows[["changed", "faults", "state"]] != "").any(axis=1)
     return rows[bad]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=5000, help="how many inputs")
+    parser.add_argument("--n", type=int, default=5000, help="number of inputs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, nargs="+", help="run these numbers alone and print each")
+    parser.add_argument("--only", type=int, nargs="+", help="run only these numbers and print each outcome")
     parser.add_argument("--jobs", type=int, default=1, help="processes; the result is the same")
     parser.add_argument("--out", type=Path, default=Path("robustness.csv"), help="one row per input")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Every public function with arguments that work, and what may be put in their place."""
+"""All public functions with valid arguments, and hostile values to replace them with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Call:
-    """A public function and arguments that work.
+    """A public function and valid arguments.
 
     ``results`` says whether it needs what earlier calls made. ``weight`` is how often it is drawn. ``variants`` are
     other arguments that work, one of which may be laid over the first.
@@ -38,12 +38,12 @@ class Call:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The function itself."""
+        """Return the function."""
         return reduce(getattr, self.name.split("."), st)  # type: ignore[arg-type]
 
     @property
     def parameters(self) -> list[str]:
-        """Names of its parameters but the first."""
+        """Return the names of its parameters, without the first."""
         return [p for p in inspect.signature(self.function).parameters if p != "adata"]
 
 
@@ -294,7 +294,7 @@ _WORK = {
 
 
 def hostile_values(call: Call, parameter: str) -> list[Any]:
-    """What is put in a parameter's place: values of any kind, and special ones of its own."""
+    """Return hostile values of a parameter: general ones, and ones made for it."""
     special = SPECIAL.get(parameter, [])
     general = [v for v in GENERAL if not (parameter in _WORK and isinstance(v, (int, float)) and v > 10)]
     if parameter in {"devices", "save_model", "n_obs", "n_vars", "save"}:
@@ -303,7 +303,7 @@ def hostile_values(call: Call, parameter: str) -> list[Any]:
 
 
 def _choices(call: Call, parameter: str) -> list[Any]:
-    """The words that a parameter's type names, and one that it does not."""
+    """Return the words that a parameter's type names, and one that it does not."""
     found = inspect.signature(call.function).parameters[parameter].annotation
     text = found if isinstance(found, str) else str(found)
     if "Literal[" not in text:

@@ -1,4 +1,4 @@
-"""What may be wrong with names, annotations and the results of earlier calls; importing it registers the changes."""
+"""Faults of names, annotations and results of earlier calls; importing this module registers them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two small sections, fresh and after the whole pipeline, and what may be wrong with a user's data."""
+"""Two small sections, fresh and after the whole pipeline, and faults of a user's data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ N_GENES, ROWS, COLUMNS = 30, 8, 7
 
 
 def fresh() -> ad.AnnData:
-    """Counts of two sections of 56 spots each: three bands of tissue, two states of disease."""
+    """Generate counts of two sections of 56 spots each: three bands of tissue, two disease states."""
     rng = np.random.default_rng(0)
     r, c = (a.ravel() for a in np.mgrid[:ROWS, :COLUMNS])
     parts = []
@@ -54,7 +54,7 @@ def fresh() -> ad.AnnData:
 
 
 def finished(folder: Path) -> ad.AnnData:
-    """The same after every call, and a model file of each kind in ``folder``."""
+    """Run all calls on them; write a model file of each kind into ``folder``."""
     out = fresh()
     st.pp.normalize(out, n_comps=5)
     st.pp.rasterize(out, library_key="library")
@@ -79,18 +79,18 @@ def finished(folder: Path) -> ad.AnnData:
 
 
 def drugs() -> pd.DataFrame:
-    """A table as of drug-gene interactions."""
+    """Return a table of drug-gene interactions."""
     return pd.DataFrame({"gene_name": ["GENE1", "GENE12"], "drug_name": ["A", "B"]})
 
 
 def pairs() -> pd.DataFrame:
-    """Pairs of ligand and receptor, one of them a complex."""
+    """Return pairs of ligand and receptor, one of them a complex."""
     return pd.DataFrame({"ligand": ["GENE1", "GENE12", "GENE3_GENE4"], "receptor": ["GENE11", "GENE22", "GENE13"]})
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that may be wrong with data: its kind, its name, and how it comes about."""
+    """One fault of data: its kind, its name, and the function that makes it."""
 
     kind: str
     name: str

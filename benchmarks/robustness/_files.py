@@ -1,4 +1,4 @@
-"""Model files that came to harm."""
+"""Damaged model files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VALUES: list[Any] = [None, 5, -1.0, "x", "", [], [1], {}, {"a": 1}, True, 1e300,
 
 
 def damage(source: Path, target: Path, rng: np.random.Generator) -> str:
-    """Write a damaged copy of a model file and say what was done to it."""
+    """Write a damaged copy of a model file and describe the damage."""
     content = source.read_bytes()
     how = rng.integers(8)
     if how == 0:

@@ -1,4 +1,4 @@
-"""One hostile input: drawn from its number, called, and judged."""
+"""One hostile input: draw it from its number, call the function, and judge the outcome."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ OWN = ("obs/band", "obs/disease", "obs/library", "obs/score", "obsm/spatial", "u
 
 
 class TooLong(BaseException):
-    """A call did not end."""
+    """A call exceeded its time limit."""
 
 
 @dataclass
 class Row:
-    """What was called, and what came of it."""
+    """A call and its outcome."""
 
     number: int
     kind: str
@@ -62,7 +62,7 @@ class Row:
 
 @dataclass
 class Bench:
-    """The data and model files that every input starts from."""
+    """Data and model files from which each input is made."""
 
     seed: int
     folder: Path
@@ -114,7 +114,7 @@ class Bench:
         return _judged(row, call.function, adata, arguments, set(call.parameters), draw=rng.random() < 0.3)
 
     def _changed(self, call: Call, kind: str, rng: np.random.Generator, folder: Path) -> tuple[ad.AnnData, list[str]]:
-        """A copy of the data with one or two things wrong, and their names."""
+        """Return a copy of the data with one or two faults, and their names."""
         while True:
             with_results = call.results or kind.startswith("earlier") or rng.random() < 0.25
             adata = (self.finished if with_results else self.fresh).copy()
@@ -189,7 +189,7 @@ def _unwritable(adata: ad.AnnData) -> bool:
 
 
 def _is_own(path: str) -> bool:
-    """Whether a user's own column, matrix or note lies at the path."""
+    """Return whether the path is a user's own column, matrix or note."""
     return any(path == own or path.startswith((f"{own}/", f"{own}[")) for own in OWN)
 
 
@@ -270,7 +270,7 @@ def _judged(
 def _result_faults(
     call: str, adata: Any, found: Any, before: dict[str, str], changed: list[str], pristine: ad.AnnData | None
 ) -> list[str]:
-    """What is wrong with what a call that succeeded wrote or returned."""
+    """Return the faults of what a successful call wrote or returned."""
     if call.startswith(("pl.", "get.")):
         out = [f"{p} changed" for p in changed if not p.endswith("_colors")]
         return out

@@ -1,4 +1,4 @@
-"""What a call did: error named or not, data changed or not, results with a meaning or not."""
+"""Judge a call: is its error named, is the data unchanged, are its results meaningful?"""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MAY_BE_MISSING = [
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every array, column and plain value below ``value`` with the path of keys that leads to it."""
+    """Yield each array, column and plain value below ``value`` with its path of keys."""
     if isinstance(value, ad.AnnData):
         yield from contents(value, f"{path}/")
     elif isinstance(value, Mapping):
@@ -73,7 +73,7 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def contents(adata: ad.AnnData, root: str = "") -> Iterator[tuple[str, Any]]:
-    """All of an AnnData."""
+    """Yield all arrays, columns and values of an AnnData."""
     x = adata.X
     if hasattr(x, "to_memory"):  # in a file
         x = x.to_memory()
@@ -96,7 +96,7 @@ def contents(adata: ad.AnnData, root: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def fingerprint(adata: Any) -> dict[str, str]:
-    """Path -> digest of what stands there."""
+    """Return path -> digest of its value."""
     if not isinstance(adata, ad.AnnData):
         return {}
     return {path: _digest(value) for path, value in contents(adata)}
@@ -143,7 +143,7 @@ def _parts(value: Any) -> Iterator[bytes]:
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Paths that came, went or changed."""
+    """Return the paths that were added, removed or changed."""
     return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
 
 
@@ -151,7 +151,7 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str
 
 
 def is_named(err: BaseException, parameters: set[str]) -> bool:
-    """Whether an error is one of the usual kinds, was raised by this package, and names a parameter or slot."""
+    """Return whether an error has a usual type, was raised by this package, and names a parameter or slot."""
     if not isinstance(err, (KeyError, ValueError, TypeError, OSError, ImportError, NotImplementedError)):
         return False
     frames = traceback.extract_tb(err.__traceback__)
@@ -165,7 +165,7 @@ def is_named(err: BaseException, parameters: set[str]) -> bool:
 
 
 def where_raised(err: BaseException) -> str:
-    """Innermost place in this package, and the innermost place of all."""
+    """Return the innermost line in this package, and the innermost line of all."""
     frames = traceback.extract_tb(err.__traceback__)
     ours = [f for f in frames if f.filename.startswith(PACKAGE)]
     shown = [ours[-1]] if ours else []
@@ -177,7 +177,7 @@ def where_raised(err: BaseException) -> str:
 
 
 def faults(adata: ad.AnnData, changed: list[str], *, pairs: bool = True) -> list[str]:
-    """What is wrong with the slots that a call wrote."""
+    """Return the faults of the slots that a call wrote."""
     found = []
     values = dict(contents(adata))
     for path in changed:
@@ -211,7 +211,7 @@ def _faults_of(path: str, value: Any) -> list[str]:
 
 
 def _unreadable(adata: ad.AnnData, changed: list[str]) -> list[str]:
-    """Whether the slots that were written survive a file."""
+    """Return the faults of writing the changed slots to a file and reading them."""
     new = ad.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(adata.n_obs)]),
                      var=pd.DataFrame(index=[str(i) for i in range(adata.n_vars)]))  # fmt: skip
     for name in ATTRIBUTES:
@@ -240,7 +240,7 @@ def _unreadable(adata: ad.AnnData, changed: list[str]) -> list[str]:
 
 
 def global_state() -> dict[str, Any]:
-    """What no call may change."""
+    """Return what no call may change."""
     return {
         "torch random": _digest(torch.random.get_rng_state().numpy()),
         "numpy random": _digest(np.random.get_state()[1]),  # noqa: NPY002

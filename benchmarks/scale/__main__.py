@@ -2,12 +2,11 @@
 
     python benchmarks/scale --sizes 10000 100000 1000000 --folder FOLDER --out table.md
 
-Cells are MERFISH-like tissue of ``st.datasets.synthetic_tissue`` with 500 genes, about one entry in ten filled; they
-are kept in FOLDER as h5ad and read again. Every size runs in a process of its own, all steps one after the other, as a
-user would call them. The peak of a step is the resident memory of the whole process (Linux: the kernel's high-water
-mark is reset before each step), data and libraries included. Wall time means little on a busy machine, so the
-processor's time stands beside it, and the exponent is that of the processor's time. ``--rows`` keeps what was measured
-in a file and adds to it, so that sizes may be run one by one.
+Cells are MERFISH-like tissue of ``st.datasets.synthetic_tissue`` with 500 genes and about 10 % nonzero entries, kept in
+FOLDER as h5ad. Each size runs in its own process, one step after the other, as a user would call them. The peak memory
+of a step is the resident memory of the whole process, data and libraries included (on Linux the kernel's high-water
+mark is reset before each step). Wall time means little on a busy machine, so CPU time is given in brackets, and the
+exponent is that of the CPU time. ``--rows`` keeps the measurements in a file, so that sizes can be run one by one.
 """
 
 from __future__ import annotations
@@ -148,14 +147,14 @@ def table(rows: pd.DataFrame, fit_from: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000], help="numbers of cells")
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
-    parser.add_argument("--segments", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("scale_data"))
-    parser.add_argument("--fit-from", type=int, default=100_000)
-    parser.add_argument("--limit", type=float, default=3600.0, help="most seconds for one size")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--rows", type=Path, help="JSON lines of what was measured, read and added to")
+    parser.add_argument("--segments", type=int, default=5, help="number of segments")
+    parser.add_argument("--folder", type=Path, default=Path("scale_data"), help="for the generated cells")
+    parser.add_argument("--fit-from", type=int, default=100_000, help="smallest size in the fit of the exponent")
+    parser.add_argument("--limit", type=float, default=3600.0, help="time limit of one size, in seconds")
+    parser.add_argument("--out", type=Path, help="file of the table")
+    parser.add_argument("--rows", type=Path, help="file of measurements (JSON lines) to add to")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one is not None:

@@ -1,10 +1,9 @@
-"""Visium HD of generated bins, whole transcriptome, out of core: time and peak memory of each step.
+"""Generated Visium HD, whole transcriptome, out of core: time and peak memory of each step.
 
     python benchmarks/scale/hd.py --sizes 250000 1000000 4000000 --folder FOLDER
 
-Square bins in five compartments, 18,000 genes, one entry in a hundred filled. They are written to zarr by chunks of
-rows and read as a dask array, so that counts are never in memory unless a step reads them. Every size runs in a process
-of its own.
+Square bins in five compartments, 18,000 genes, 1 % nonzero entries. They are written to zarr in chunks of rows and read
+as a dask array, so that counts are in memory only while a step reads them. Each size runs in its own process.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ QUIET: dict[str, Any] = {"show_progress": False}
 
 
 def generate(n_obs: int, path: Path) -> None:
-    """Write bins row by row of the tissue: what a bin holds are ``COUNTS`` molecules or so of its compartment."""
+    """Write bins row by row; each holds about ``COUNTS`` molecules drawn from the profile of its compartment."""
     import zarr
     from anndata.io import sparse_dataset, write_elem
 
@@ -53,7 +52,7 @@ def generate(n_obs: int, path: Path) -> None:
         return sparse.csr_matrix((counts, (bin_of, gene)), shape=(len(own), GENES))
 
     store = zarr.open_group(str(rest), mode="w")
-    write_elem(store, "X", some_rows(0))  # the first rows settle the size of zarr's chunks
+    write_elem(store, "X", some_rows(0))  # the first rows determine the size of zarr's chunks
     for start in range(ROWS, len(obs), ROWS):
         sparse_dataset(store["X"]).append(some_rows(start))
     write_elem(store, "obs", obs)
@@ -63,7 +62,7 @@ def generate(n_obs: int, path: Path) -> None:
 
 
 def opened(path: Path) -> Any:
-    """The bins with lazy counts."""
+    """Open the bins with lazy counts."""
     import anndata as ad
     import zarr
     from anndata.experimental import read_elem_lazy
@@ -101,8 +100,8 @@ def run(path: Path, memory: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[40_000, 250_000])
-    parser.add_argument("--folder", type=Path, default=Path("scale_data"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[40_000, 250_000], help="numbers of bins")
+    parser.add_argument("--folder", type=Path, default=Path("scale_data"), help="for the generated bins")
     parser.add_argument("--memory", type=float, default=4.0, help="settings.max_memory, GB")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The generated cells that are measured on, and the peak memory of a process."""
+"""Generated cells, and the peak memory of a process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 GENES = 500
-DEPTH = 85.0  # counts per cell at which about a tenth of the entries of 500 genes is filled
+DEPTH = 85.0  # counts per cell at which about 10 % of the entries of 500 genes are nonzero
 
 
 class PeakMemory:
@@ -31,7 +31,7 @@ class PeakMemory:
 
 
 def generated(n_obs: int, folder: Path) -> Path:
-    """Generate and keep a section of ``n_obs`` cells."""
+    """Return the file of a section of ``n_obs`` cells, generated on first use."""
     import stxtools as st
 
     path = folder / f"cells_{n_obs}.h5ad"

@@ -1,12 +1,11 @@
-"""The framework's student and its teacher applied to generated cells: time, peak memory and accuracy.
+"""`tl.multitask` (framework) and its distilled student on generated cells: time, peak memory and accuracy.
 
     python benchmarks/scale/student.py --train 30000 --sizes 100000 1000000 --seeds 0 1 --folder FOLDER
 
-Framework (compartments with labels, region graph, multitask) and student learn from one section with labels, the
-student without looking at them; both are applied to larger sections of the same genes and other cells. What the
-framework takes is the three calls a user makes: `tl.segment(model=)`, `tl.region_graph`, `tl.multitask(model=)`; what
-the student takes is one. Teacher and student run in a process of their own. The peak is the resident memory of the
-process.
+The framework is trained on the labels of one section, the student on the framework's predictions. Both are applied to
+larger sections of the same genes and other cells. Applying the framework takes three calls: `tl.segment(model=)`,
+`tl.region_graph` and `tl.multitask(model=)`; applying the student takes one. Each runs in its own process, whose
+resident memory is the peak.
 """
 
 from __future__ import annotations
@@ -23,10 +22,14 @@ from measured import PeakMemory, generated
 
 QUIET: dict[str, Any] = {"show_progress": False}
 KEYS = ("disease", "compartment")
+HEAD = (
+    "| cells | model | seed | wall time, s | CPU time, s | peak memory, GB "
+    "| accuracy, disease | accuracy, compartment |"
+)
 
 
 def train(path: Path, seed: int) -> dict[str, Any]:
-    """Write the three models beside the section; return the seconds of the processor of both trainings."""
+    """Write the three models next to the section; return the CPU time of both trainings."""
     import anndata as ad
 
     import stxtools as st
@@ -36,9 +39,9 @@ def train(path: Path, seed: int) -> dict[str, Any]:
     st.tl.segment(adata, labels_key="compartment", save_model=model(path, "segment", seed), **how)
     st.tl.region_graph(adata, random_state=seed)
     st.tl.multitask(adata, *KEYS, save_model=model(path, "framework", seed), **how)
-    taught = time.process_time()
+    trained = time.process_time()
     st.tl.distill(adata, model(path, "framework", seed), save_model=model(path, "student", seed), **how)
-    return {"framework": taught - start, "student": time.process_time() - taught}
+    return {"framework": trained - start, "student": time.process_time() - trained}
 
 
 def model(path: Path, name: str, seed: int) -> Path:
@@ -46,7 +49,7 @@ def model(path: Path, name: str, seed: int) -> Path:
 
 
 def apply(path: Path, trained: Path, who: str, seed: int) -> dict[str, Any]:
-    """Apply teacher or student to the section of ``path``."""
+    """Apply the framework or the student to the section of ``path``."""
     import anndata as ad
 
     import stxtools as st
@@ -79,14 +82,14 @@ def main() -> None:
         sys.stdout.write(json.dumps(row) + "\n")
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, default=30_000)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--folder", type=Path, default=Path("scale_data"))
+    parser.add_argument("--train", type=int, default=30_000, help="cells to train on")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000], help="cells to predict")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds")
+    parser.add_argument("--folder", type=Path, default=Path("scale_data"), help="for generated cells and models")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     section = generated(args.train, args.folder)
-    lines = ["| cells | model | seed | wall, s | processor, s | peak, GB | disease | compartment |", "|" + " --- |" * 8]
+    lines = [HEAD, "|" + " --- |" * 8]
     for seed in args.seeds:
         spent = in_own_process("train", section, seed)
         sys.stderr.write(f"trained: framework {spent['framework']:.0f} s, student {spent['student']:.0f} s\n")

@@ -1,10 +1,10 @@
-"""Segmentation against simple floors on annotated sections, default parameters, several seeds.
+"""Compare `st.tl.segment` with simple baselines on annotated sections: default parameters, several seeds.
 
     python benchmarks/segmentation --data FOLDER --seeds 5 --out table.md
 
-Tasks: a few labels, number of segments known, number unknown, ablations of the U-Net, thinned counts, transfer of a
-saved model, pretraining across sections. Every section runs in a process of its own, whose peak memory is noted.
-Rows go to a CSV file beside the table; those already there are not computed again.
+Tasks: few labels; no labels, number of segments given or not; ablations of the U-Net; shallow (thinned) counts;
+transfer of a saved model; pretraining across sections. Each section and seed runs in its own process, whose peak
+memory is recorded. Rows go to a CSV file next to the table, and rows already there are not computed again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TASKS = (*SINGLE, "transfer", "pretraining")
 
 
 def units(task: str, sections: list[str]) -> list[tuple[Case, ...]]:
-    """Sections that a task runs on, each or in pairs."""
+    """Return the sections that a task runs on, each alone or in pairs."""
     if task == "transfer":
         return [DLPFC, DLPFC[::-1]]
     if task == "pretraining":
@@ -34,7 +34,7 @@ def units(task: str, sections: list[str]) -> list[tuple[Case, ...]]:
 
 
 def markdown(table: pd.DataFrame, value: str = "ARI") -> str:
-    """Mean and standard deviation over seeds: a row per section, a column per method."""
+    """Format mean ± standard deviation over seeds: one row per section, one column per method."""
     stats = table.groupby(["section", "method"], sort=False)[value].agg(["mean", "std"])
     cells = stats["mean"].map("{:.3f}".format) + stats["std"].map(lambda s: "" if np.isnan(s) else f" ± {s:.3f}")
     wide = cells.unstack("method").fillna("")
@@ -44,7 +44,7 @@ def markdown(table: pd.DataFrame, value: str = "ARI") -> str:
 
 
 def seed_agreement(table: pd.DataFrame) -> str:
-    """Mean pairwise ARI between seeds of the segments found without labels."""
+    """Return the mean pairwise ARI between seeds of the segments found without labels."""
     out = []
     for section, rows in table[table["codes"].notna()].groupby("section", sort=False):
         found = [np.array(codes.split()) for codes in rows["codes"]]
@@ -55,15 +55,15 @@ def seed_agreement(table: pd.DataFrame) -> str:
 
 
 def report(table: pd.DataFrame) -> str:
-    """The tables of all tasks, as Markdown."""
+    """Return the tables of all tasks as Markdown."""
     parts = []
     for task, rows in table.groupby("task", sort=False):
         parts.append(f"## {task}\n\nARI:\n\n{markdown(rows)}")
         also = [v for v in ("accuracy", "ECE") if task in {"few labels", "transfer"} and rows[v].notna().any()]
         parts += [f"{value}:\n\n{markdown(rows[rows[value].notna()], value)}" for value in also]
-        if task == "k unknown":
+        if task == "no labels, number not given":
             parts.append(f"Number of segments found:\n\n{markdown(rows, 'segments')}")
-        ours = rows[rows["method"] == "st.tl.segment"]
+        ours = rows[rows["method"] == "`tl.segment`"]
         if "seconds" in rows and ours["seconds"].notna().any():
             time, memory = (ours.groupby("section")[c].mean() for c in ("seconds", "peak_gb"))
             parts.append(f"Seconds: {', '.join(f'{s} {t:.0f}' for s, t in time.items())}. "
@@ -77,11 +77,11 @@ def main() -> None:
     import stxtools as st
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=st.settings.datasetdir)
-    parser.add_argument("--sections", nargs="+", default=[c.name for c in CASES])
+    parser.add_argument("--data", type=Path, default=st.settings.datasetdir, help="folder of the sections (*.h5ad)")
+    parser.add_argument("--sections", nargs="+", default=[c.name for c in CASES], help="names without .h5ad")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("segmentation.md"))
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--out", type=Path, default=Path("segmentation.md"), help="file of the tables")
     args = parser.parse_args()
     file = args.out.with_suffix(".csv")
     table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["section", "task", "seed"])

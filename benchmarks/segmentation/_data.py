@@ -1,4 +1,4 @@
-"""Annotated sections, few labels, thinned counts: what the segmentation benchmark runs on."""
+"""Data of the segmentation benchmark: annotated sections, few labels, thinned counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Case:
-    """A section, its truth, its few labels, and the representation given (None: from counts)."""
+    """A section, the columns of its annotation and few labels, and its representation (None: computed from counts)."""
 
     name: str
     truth: str
@@ -21,7 +21,7 @@ class Case:
     image_key: str | None = None
 
     def read(self, folder: Path) -> ad.AnnData:
-        """Read the section, without cells that stand in it twice; class names become column names, so without '/'."""
+        """Read the section without duplicate cells; class names become column names, so '/' is replaced."""
         adata = ad.read_h5ad(folder / f"{self.name}.h5ad")
         adata = adata[~adata.obs["is_duplicate"]].copy() if "is_duplicate" in adata.obs else adata
         adata.obs[self.truth] = (
@@ -30,7 +30,7 @@ class Case:
         return adata
 
     def few_labels(self, adata: ad.AnnData, seed: int) -> pd.Series:
-        """An expert's scribbles, or one patch of 5 % of each class."""
+        """Return an expert's scribbles, or one patch of 5 % of each class."""
         few = adata.obs[self.few] if self.few else patch_labels(adata, self.truth, 0.05, seed)
         return few.astype(object)
 
@@ -51,7 +51,7 @@ CASES = (
 
 
 def patch_labels(adata: ad.AnnData, truth: str, share: float, seed: int) -> pd.Series:
-    """One compact patch of ``share`` of its spots per class, as a pathologist would scribble."""
+    """Return labels of one compact patch per class, with ``share`` of its spots."""
     rng = np.random.default_rng(seed)
     y = adata.obs[truth].astype(object)
     out = pd.Series(np.nan, index=adata.obs_names, dtype=object)
@@ -65,7 +65,7 @@ def patch_labels(adata: ad.AnnData, truth: str, share: float, seed: int) -> pd.S
 
 
 def thinned(adata: ad.AnnData, share: float, seed: int) -> ad.AnnData:
-    """Keep each molecule with probability ``share``: what a shallower run would have counted."""
+    """Keep each molecule with probability ``share``, as in shallower sequencing."""
     out = adata.copy()
     out.X = out.X.tocsr().copy()
     out.X.data = np.random.default_rng(seed).binomial(out.X.data.astype(np.int64), share).astype(np.float32)
@@ -76,7 +76,7 @@ def thinned(adata: ad.AnnData, share: float, seed: int) -> ad.AnnData:
 
 
 def shared_panel(adata: ad.AnnData, known: list[str], n_genes: int, seed: int) -> ad.AnnData:
-    """A random part of the genes that a model knows, as another platform might share."""
+    """Keep a random part of the genes that a model knows, as another platform might share."""
     there = np.flatnonzero(adata.var_names.isin(known))
     kept = np.random.default_rng(seed).choice(there, n_genes, replace=False)
     return adata[:, np.sort(kept)].copy()

@@ -1,4 +1,4 @@
-"""The tasks of the segmentation benchmark: each yields rows of a tidy table."""
+"""Tasks of the segmentation benchmark. Each yields rows of a tidy table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import _floors
+import _baselines
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -23,21 +23,21 @@ Row = dict[str, object]
 QUIET: dict[str, Any] = {"show_progress": False}
 ABLATIONS = {
     "depth 2": {"depth": 2},
-    "without pretraining": {"pretrain": "none"},
+    "no pretraining": {"pretrain": "none"},
     "contrastive pretraining": {"pretrain": "contrastive"},
-    "one scale": {"sigmas": (0.0,)},
+    "one scale of input": {"sigmas": (0.0,)},
 }
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: mean gap between confidence and accuracy over bins of equal width."""
+    """Return the expected calibration error: mean gap between confidence and accuracy over bins of equal width."""
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = [abs(confidence[place == b].mean() - right[place == b].mean()) * (place == b).mean() for b in set(place)]
     return float(sum(gaps))
 
 
 def score(adata: ad.AnnData, truth: str, found: object, *, named: bool = False, few: pd.Series | None = None) -> Row:
-    """ARI over all labelled spots; accuracy and calibration over those that were not scribbled on."""
+    """Return ARI over all annotated spots, and accuracy and calibration error over those without a given label."""
     y = adata.obs[truth].astype(object)
     known, labels = y.notna().to_numpy(), np.asarray(found, dtype=str)
     out: Row = {"ARI": adjusted_rand_score(y[known].astype(str), labels[known]), "segments": len(set(labels))}
@@ -51,50 +51,51 @@ def score(adata: ad.AnnData, truth: str, found: object, *, named: bool = False, 
 
 
 def timed(adata: ad.AnnData, *args: Any, **kwargs: Any) -> float:
-    """Run `tl.segment`; return its seconds."""
+    """Run `tl.segment` and return its wall time in seconds."""
     start = time.perf_counter()
     st.tl.segment(adata, *args, **kwargs, **QUIET)
     return time.perf_counter() - start
 
 
 def few_labels(case: Case, data: Path, seed: int) -> Iterator[Row]:
-    """A few labels: floors and the U-Net."""
+    """Few labels: baselines and `tl.segment`."""
     adata = case.read(data)
     few = case.few_labels(adata, seed)
     adata.obs["few"] = few
     names = sorted(few.dropna().unique())
     codes = pd.Categorical(few, categories=names).codes.astype(np.int64)
-    x, xy = _floors.components(adata, case.use_rep), adata.obsm["spatial"]
-    simple = {"nearest label": _floors.nearest_label(xy, codes), "LDA 19+61": _floors.lda(x, xy, codes)}
+    x, xy = _baselines.components(adata, case.use_rep), adata.obsm["spatial"]
+    simple = {"nearest label": _baselines.nearest_label(xy, codes), "LDA": _baselines.lda(x, xy, codes)}
     for method, found in simple.items():
         labels = np.array(names, dtype=object)[found]
         yield {"method": method, **score(adata, case.truth, labels, named=True, few=few)}
     seconds = timed(adata, labels_key="few", use_rep=case.use_rep, random_state=seed)
     result = score(adata, case.truth, adata.obs["segment"], named=True, few=few)
-    yield {"method": "st.tl.segment", "seconds": seconds, **result}
+    yield {"method": "`tl.segment`", "seconds": seconds, **result}
 
 
-def k_known(case: Case, data: Path, seed: int) -> Iterator[Row]:
-    """No labels, the number of segments given: a floor and the U-Net."""
+def number_given(case: Case, data: Path, seed: int) -> Iterator[Row]:
+    """No labels, number of segments given: a baseline and `tl.segment`."""
     adata = case.read(data)
-    k, x = adata.obs[case.truth].nunique(), _floors.components(adata, case.use_rep)
-    yield {"method": "mean + mixture", **score(adata, case.truth, _floors.mixture(x, adata.obsm["spatial"], k, seed))}
+    k, x = adata.obs[case.truth].nunique(), _baselines.components(adata, case.use_rep)
+    simple = _baselines.mixture(x, adata.obsm["spatial"], k, seed)
+    yield {"method": "neighbour mean, tied mixture", **score(adata, case.truth, simple)}
     seconds = timed(adata, k, use_rep=case.use_rep, random_state=seed)
     yield {
-        "method": "st.tl.segment", "seconds": seconds, **score(adata, case.truth, adata.obs["segment"]),
+        "method": "`tl.segment`", "seconds": seconds, **score(adata, case.truth, adata.obs["segment"]),
         "codes": " ".join(map(str, adata.obs["segment"].cat.codes)),
     }  # fmt: skip
 
 
-def k_unknown(case: Case, data: Path, seed: int) -> Iterator[Row]:
-    """Neither labels nor their number."""
+def number_not_given(case: Case, data: Path, seed: int) -> Iterator[Row]:
+    """No labels, number of segments not given."""
     adata = case.read(data)
     seconds = timed(adata, use_rep=case.use_rep, random_state=seed)
-    yield {"method": "st.tl.segment", "seconds": seconds, **score(adata, case.truth, adata.obs["segment"])}
+    yield {"method": "`tl.segment`", "seconds": seconds, **score(adata, case.truth, adata.obs["segment"])}
 
 
 def ablations(case: Case, data: Path, seed: int) -> Iterator[Row]:
-    """The U-Net with one thing changed, with few labels and without any."""
+    """Ablations: `tl.segment` with one parameter changed, with few labels and without labels."""
     adata = case.read(data)
     adata.obs["few"] = case.few_labels(adata, seed)
     how: dict[str, Any] = {"use_rep": case.use_rep, "random_state": seed}
@@ -107,13 +108,13 @@ def ablations(case: Case, data: Path, seed: int) -> Iterator[Row]:
     if case.image_key:
         how["image_key"] = case.image_key
         timed(adata, labels_key="few", **how)
-        yield {"method": "labels, with H&E", **score(adata, case.truth, adata.obs["segment"])}
+        yield {"method": "labels, H&E channels added", **score(adata, case.truth, adata.obs["segment"])}
         timed(adata, k, **how)
-        yield {"method": "no labels, with H&E", **score(adata, case.truth, adata.obs["segment"])}
+        yield {"method": "no labels, H&E channels added", **score(adata, case.truth, adata.obs["segment"])}
 
 
-def depth(case: Case, data: Path, seed: int) -> Iterator[Row]:
-    """Counts thinned to a quarter and a tenth."""
+def shallow_counts(case: Case, data: Path, seed: int) -> Iterator[Row]:
+    """Counts thinned to 25 % and 10 %, with few labels and without labels."""
     if case.use_rep is not None:
         return
     full = case.read(data)
@@ -121,13 +122,13 @@ def depth(case: Case, data: Path, seed: int) -> Iterator[Row]:
         adata = full if share == 1 else thinned(full, share, seed)
         adata.obs["few"] = case.few_labels(adata, seed)
         timed(adata, labels_key="few", random_state=seed)
-        yield {"method": f"labels, {share:.0%} of counts", **score(adata, case.truth, adata.obs["segment"])}
+        yield {"method": f"labels, {share:.0%} of the counts", **score(adata, case.truth, adata.obs["segment"])}
         timed(adata, adata.obs[case.truth].nunique(), random_state=seed)
-        yield {"method": f"no labels, {share:.0%} of counts", **score(adata, case.truth, adata.obs["segment"])}
+        yield {"method": f"no labels, {share:.0%} of the counts", **score(adata, case.truth, adata.obs["segment"])}
 
 
 def transfer(pair: tuple[Case, Case], data: Path, seed: int) -> Iterator[Row]:
-    """All labels of one section, a saved model, another section: the whole panel and 316 genes of it."""
+    """A model of one fully labelled section applied to another, with all its genes and with 316 of them."""
     train, new = (case.read(data) for case in pair)
     truth = pair[0].truth
     with tempfile.TemporaryDirectory() as folder:
@@ -138,19 +139,19 @@ def transfer(pair: tuple[Case, Case], data: Path, seed: int) -> Iterator[Row]:
     codes = pd.Categorical(train.obs[truth].astype(object), categories=names).codes.astype(np.int64)
     projection = model.projection
     assert projection is not None
-    ours = (_floors.components(train), train.obsm["spatial"])
+    ours = (_baselines.components(train), train.obsm["spatial"])
     for panel, other in (("", new), (", 316 genes", shared_panel(new, projection.genes, 316, seed))):
         logged = sc.pp.normalize_total(other, target_sum=projection.target_sum, copy=True)
         sc.pp.log1p(logged)
         theirs = (projection.transform(logged.X, list(other.var_names)), other.obsm["spatial"])
-        for method, found in _floors.transferred(ours, codes, theirs, seed).items():
+        for method, found in _baselines.transferred(ours, codes, theirs, seed).items():
             yield {"method": method + panel, **score(other, truth, np.array(names)[found], named=True)}
         st.tl.segment(other, model=model)
-        yield {"method": "st.tl.segment" + panel, **score(other, truth, other.obs["segment"], named=True)}
+        yield {"method": "`tl.segment`" + panel, **score(other, truth, other.obs["segment"], named=True)}
 
 
 def pretraining(cases: tuple[Case, ...], data: Path, seed: int) -> Iterator[Row]:
-    """A U-Net pretrained on the other sections of the tissue, against one pretrained on the section itself."""
+    """A U-Net pretrained on several sections, compared with one pretrained on the section alone."""
     sections = [case.read(data) for case in cases]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pretrained.stx"
@@ -168,15 +169,15 @@ def pretraining(cases: tuple[Case, ...], data: Path, seed: int) -> Iterator[Row]
 
 SINGLE: dict[str, Callable[[Case, Path, int], Iterator[Row]]] = {
     "few labels": few_labels,
-    "k known": k_known,
-    "k unknown": k_unknown,
+    "no labels, number given": number_given,
+    "no labels, number not given": number_not_given,
     "ablations": ablations,
-    "depth": depth,
+    "shallow counts": shallow_counts,
 }
 
 
 def run(task: str, cases: tuple[Case, ...], data: Path, seed: int) -> list[dict[str, Any]]:
-    """Run one task on one section (or pair) with one seed: the body of a process of its own."""
+    """Run one task on one section (or pair) with one seed, in a process of its own."""
     if task == "transfer":
         rows = list(transfer((cases[0], cases[1]), data, seed))
         place = f"{cases[0].name} to {cases[1].name.removeprefix('dlpfc_')}"

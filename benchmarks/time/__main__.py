@@ -1,10 +1,10 @@
-"""tl.track and tl.trends on generated series: accuracy of lineages, power and false positive rate of trends.
+"""`st.tl.track` and `st.tl.trends` on generated series: accuracy of tracking, power and false positive rate of trends.
 
-python benchmarks/time track     # against nearest centroid and Hungarian matching of mean expression
-python benchmarks/time null      # permuted times, 6 subjects
-python benchmarks/time power     # a doubled gene, 9 subjects at 3 times; Wilcoxon on spots beside it
-python benchmarks/time cost      # 12 sections of 5,000 cells
-python benchmarks/time spread    # how far subjects differ, generated and in real tissue (--data FOLDER)
+python benchmarks/time track     # accuracy, compared with nearest centroid and Hungarian matching of mean expression
+python benchmarks/time null      # false positives: permuted times, 6 subjects
+python benchmarks/time power     # power: genes that double, 9 subjects at 3 times, compared with Wilcoxon on spots
+python benchmarks/time cost      # time and memory: 12 sections of 5,000 cells
+python benchmarks/time spread    # variation between subjects, generated and in real tissue (--data FOLDER)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Matched = dict[str, str]
 
 
 def centroids(regions: ad.AnnData, time_of: pd.Series, time: float) -> pd.DataFrame:
-    """Mean expression of each compartment, standardised within sections, over the sections of a time."""
+    """Return mean expression of each compartment, standardised within sections, over the sections of a time."""
     parts = []
     for name in time_of.index[time_of == time]:
         part = regions[regions.obs["library"] == name]
@@ -75,7 +75,7 @@ def tracked(adata: ad.AnnData, start: float) -> tuple[Matched, Matched]:
 
 
 def judged(truth: pd.DataFrame, found: tuple[Matched, Matched]) -> pd.DataFrame:
-    """One row for every compartment before and after: is its counterpart, or that it has none, right?"""
+    """Return a row for each compartment of both times: is its counterpart, or the lack of one, correct?"""
     rows = []
     for (side, other), match in zip((("source", "target"), ("target", "source")), found, strict=True):
         for name in sorted(set(truth[side]) - {""}):
@@ -115,7 +115,7 @@ def trends(adata: ad.AnnData) -> pd.DataFrame:
 
 
 def null(seeds: int) -> None:
-    """Times dealt anew to the six subjects of a series without trends of genes."""
+    """Permute the times of the six subjects of a series without trends."""
     rows = []
     for n_times, difficulty in ((2, 0.2), (2, 0.5)):
         pvals = []
@@ -132,10 +132,12 @@ def null(seeds: int) -> None:
                 table = trends(adata)
                 genes = table[table["kind"] == "expression"].dropna(subset="pvals")
                 pvals.append(genes["pvals"].to_numpy())
-                rows.append({"difficulty": difficulty, "called, FDR 5 %": (table["pvals_adj"] <= 0.05).mean(),
-                             "genes called, FDR 5 %": (genes["pvals_adj"] <= 0.05).mean(),
-                             "p <= 0.05": (genes["pvals"] <= 0.05).mean()})  # fmt: skip
-        print(difficulty, "Kolmogorov", round(stats.kstest(np.concatenate(pvals), "uniform").statistic, 3))
+                rows.append({"difficulty": difficulty,
+                             "tests called at an FDR of 5 %, all kinds": (table["pvals_adj"] <= 0.05).mean(),
+                             "genes called": (genes["pvals_adj"] <= 0.05).mean(),
+                             "genes with p ≤ 0.05": (genes["pvals"] <= 0.05).mean()})  # fmt: skip
+        distance = stats.kstest(np.concatenate(pvals), "uniform").statistic
+        print(difficulty, "Kolmogorov distance of p", round(distance, 3))
     print(pd.DataFrame(rows).groupby("difficulty").mean().round(4).to_markdown())
 
 
@@ -148,14 +150,14 @@ def power(seeds: int) -> None:
             table = trends(adata).query("kind == 'expression'").merge(adata.var, left_on="feature", right_index=True)
             rows.append({"difficulty": difficulty, "method": "tl.trends"} | rates(table))
             table["pvals_adj"] = table["pvals_order_adj"]
-            rows.append({"difficulty": difficulty, "method": "order alone"} | rates(table))
+            rows.append({"difficulty": difficulty, "method": "tl.trends, order test alone"} | rates(table))
             table = wilcoxon(adata).merge(adata.var, left_on="feature", right_index=True)
             rows.append({"difficulty": difficulty, "method": "Wilcoxon on spots"} | rates(table))
     print(pd.DataFrame(rows).groupby(["difficulty", "method"]).mean().round(3).to_markdown())
 
 
 def rates(table: pd.DataFrame) -> dict[str, float]:
-    """Linear trends in their compartment are true, transient ones there are not counted."""
+    """Return power and false share: linear trends in their compartment are true; transient ones there do not count."""
     here = table["trend_in"].astype(str) == table["compartment"]
     true, called = here & (table["trend"] == "linear"), table["pvals_adj"] <= 0.05
     false = called & ~(here & (table["trend"] != "none"))
@@ -185,15 +187,15 @@ def cost(seeds: int) -> None:
         middle = time.perf_counter()
         trends(adata)
         rows.append({"track, s": middle - start, "trends, s": time.perf_counter() - middle,
-                     "peak, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})  # fmt: skip
+                     "peak memory, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})  # fmt: skip
         print(rows[-1], file=sys.stderr)
     print(pd.DataFrame(rows).mean().round(1).to_markdown())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["track", "null", "power", "cost", "spread"])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("what", choices=["track", "null", "power", "cost", "spread"], help="see above")
+    parser.add_argument("--seeds", type=int, default=5, help="number of generated series")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the annotated sections")
     args = parser.parse_args()
     if args.what == "spread":

@@ -12,13 +12,13 @@ from scipy import optimize, sparse, stats
 
 import stxtools as st
 
-MIN_OBS, MIN_SHARE = 20, 0.1  # observations of a unit in a compartment; share of them that express a gene
+MIN_OBS, MIN_SHARE = 20, 0.1  # fewest observations of a unit in a compartment; share of them that express a gene
 
 
 def differences(adata: ad.AnnData, unit: str, compartment: str, group: str | None = None) -> pd.DataFrame:
-    """Variance between units, and that of counting, of each gene in each compartment.
+    """Return the variance between units, and that of counting, of each gene in each compartment.
 
-    Units are compared within their ``group`` (a time). Counting is Poisson, within a library as deep as observed.
+    Units are compared within their ``group`` (a time). Counts are Poisson, given the depth of the library.
     """
     frames = []
     for _, place in adata.obs.groupby(compartment, observed=True):
@@ -42,7 +42,7 @@ def differences(adata: ad.AnnData, unit: str, compartment: str, group: str | Non
 
 
 def deviation(table: pd.DataFrame) -> float:
-    """Standard deviation at which half of the variances are below the median of their chi-square distributions."""
+    """Return the standard deviation at which half of the variances are below their chi-square medians."""
     half = stats.chi2.ppf(0.5, table["free"]) / table["free"]
 
     def excess(square: float) -> float:
@@ -59,7 +59,7 @@ def generated(seeds: int) -> Iterator[tuple[str, pd.DataFrame]]:
                         "subject", "compartment", "time")
             for seed in range(seeds)
         ]  # fmt: skip
-        yield f"generated, difficulty {difficulty:g}", pd.concat(parts)
+        yield f"synthetic, difficulty {difficulty:g}", pd.concat(parts)
 
 
 def real(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -71,20 +71,20 @@ def real(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     for name, part in cortex.obs.groupby("unit", observed=True):
         across = part["array_col"].rank(pct=True)
         cortex.obs.loc[part.index, "strip"] = [f"{name}, {min(int(4 * x), 3)}" for x in across]
-    yield "cortex, four strips of a section, by layer", differences(cortex, "strip", "layer", "unit")
+    yield "cortex, four strips of a section (two sections), by layer", differences(cortex, "strip", "layer", "unit")
     yield "cortex, two sections of a donor, by layer", differences(cortex, "unit", "layer")
     bulb = read("st_mouse_olfactory_bulb_MOB1", "st_mouse_olfactory_bulb_MOB2")
     st.tl.segment(bulb, 5, library_key="unit", show_progress=False)
     yield "olfactory bulb, two sections, by segment", differences(bulb, "unit", "segment")
     breast = read(*(f"her2st_{c}1" for c in "ABCD"))
-    yield "breast cancer, four patients, by annotation", differences(breast, "unit", "annotation")
+    yield "breast tumours, four patients, by annotation", differences(breast, "unit", "annotation")
 
 
 def spread(seeds: int, folder: Path) -> None:
-    """Print the standard deviations of all genes, and of three classes of expression."""
+    """Print the standard deviation over all genes, and over each third by mean expression."""
     rows = []
     for name, table in [*generated(seeds), *real(folder)]:
         third = pd.qcut(table["level"], 3, labels=["low", "middle", "high"])
-        row = {"tissue": name, "units": table["units"].max(), "all": deviation(table)}
+        row = {"tissue, by compartment": name, "units": table["units"].max(), "all genes": deviation(table)}
         rows.append(row | {str(k): deviation(table[third == k]) for k in third.cat.categories})
     print(pd.DataFrame(rows).round(2).to_markdown(index=False))

@@ -1,9 +1,9 @@
-"""Models of one labelled section or several on unseen sections: accuracy and macro AUROC, default parameters.
+"""Models of labelled sections applied to unseen sections: accuracy, macro AUROC and ARI, default parameters.
 
     python benchmarks/transfer --data FOLDER --seeds 3 --out transfer.md
 
-Floors are scikit-learn's: ridge on neighbourhood means of standardised genes, and discriminant analysis of their
-components. Rows go to a CSV file beside the table; those already there are not computed again.
+Baselines are scikit-learn's: ridge on neighbourhood means of standardised genes, and discriminant analysis of their
+components. Rows go to a CSV file next to the tables, and rows already there are not computed again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUIET: dict[str, Any] = {"show_progress": False, "accelerator": "cpu"}
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled sections, another one, and the column of the labels; ``few`` names some labels of the other one."""
+    """Labelled source sections, a target, and the column of the labels; ``few`` names a column of few target labels."""
 
     name: str
     sources: list[ad.AnnData]
@@ -43,7 +43,7 @@ class Task:
 
 
 def read(folder: Path, name: str, labels: str) -> ad.AnnData:
-    """Read a section without cells that stand in it twice."""
+    """Read a section without duplicate cells."""
     adata = ad.read_h5ad(folder / f"{name}.h5ad")
     adata = adata[~adata.obs["is_duplicate"]].copy() if "is_duplicate" in adata.obs else adata
     adata.obs["library"] = name
@@ -52,7 +52,7 @@ def read(folder: Path, name: str, labels: str) -> ad.AnnData:
 
 
 def poorer(adata: ad.AnnData, known: pd.Index, n_genes: int, depth: float, seed: int) -> ad.AnnData:
-    """Keep some of the more variable genes and a part of their molecules: another panel, another depth."""
+    """Keep some of the more variable genes and a part of their molecules, as in another panel and at another depth."""
     x = adata[:, adata.var_names.isin(known)].copy()
     mean = np.asarray(x.X.mean(axis=0)).ravel()
     variance = np.asarray(x.X.multiply(x.X).mean(axis=0)).ravel() - mean**2
@@ -66,13 +66,13 @@ def poorer(adata: ad.AnnData, known: pd.Index, n_genes: int, depth: float, seed:
 
 
 def halves(adata: ad.AnnData, axis: int) -> tuple[ad.AnnData, ad.AnnData]:
-    """Cut a section in two."""
+    """Cut a section into halves."""
     low = adata.obsm["spatial"][:, axis] < np.median(adata.obsm["spatial"][:, axis])
     return adata[low].copy(), adata[~low].copy()
 
 
 def tasks(folder: Path) -> Iterator[Task]:
-    """All tasks whose sections are there."""
+    """Yield the tasks."""
     a, b = (read(folder, f"dlpfc_{name}", "layer") for name in ("151673", "151675"))
     yield Task("151673 to 151675", [a], b, "layer", "scribble")
     yield Task("151675 to 151673", [b], a, "layer", "scribble")
@@ -81,14 +81,14 @@ def tasks(folder: Path) -> Iterator[Task]:
     patients = [read(folder, f"her2st_{name}", "annotation") for name in ("A1", "B1", "C1", "D1")]
     for i, patient in enumerate(patients):
         others = [p for k, p in enumerate(patients) if k != i]
-        yield Task(f"HER2ST, the others to {'ABCD'[i]}1", others, patient, "annotation")
+        yield Task(f"HER2ST, other three to {'ABCD'[i]}1", others, patient, "annotation")
     for name, axis in (("starmap_mpfc_BZ5", 1), ("osmfish_mouse_sscortex", 0), ("xenium_breast_idc", 1)):
         low, high = halves(read(folder, name, "region"), axis)
         yield Task(f"{name}, one half to the other", [low], high, "region")
-        yield Task(f"{name}, the other way", [high], low, "region")
+        yield Task(f"{name}, the reverse", [high], low, "region")
 
 
-# ---------------------------------------------------------------- floors
+# ---------------------------------------------------------------- baselines
 
 
 def _means(adata: ad.AnnData, genes: pd.Index) -> list[np.ndarray]:
@@ -105,8 +105,8 @@ def _scaled(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6)
 
 
-def floors(task: Task) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Classes, and class scores of the target by ridge and by discriminant analysis."""
+def baselines(task: Task) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the classes, and scores of the target by ridge and by discriminant analysis."""
     shared = task.target.var_names
     for source in task.sources:
         shared = shared.intersection(source.var_names)
@@ -132,7 +132,7 @@ def floors(task: Task) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def applied(task: Task, seed: int) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Class probabilities of the target: by default, without adaptation, and beside few labels."""
+    """Yield class probabilities of the target: not adapted, by default, and with few labels of its own."""
     sources = (
         ad.concat(task.sources, join="inner", index_unique="-") if len(task.sources) > 1 else task.sources[0].copy()
     )
@@ -144,11 +144,11 @@ def applied(task: Task, seed: int) -> Iterator[tuple[str, pd.DataFrame]]:
         )  # fmt: skip
         model = st.models.load(path)
     for name, how in (
-        ("segment", {}),
-        ("not adapted", {"adapt": False}),
-        ("labels beside it", {"labels_key": task.few}),
+        ("`adapt=False`", {"adapt": False}),
+        ("`tl.segment`", {}),
+        ("with scribbles", {"labels_key": task.few}),
     ):
-        if name != "labels beside it" or task.few is not None:
+        if name != "with scribbles" or task.few is not None:
             yield name, _proba(task, model, **how)
 
 
@@ -160,7 +160,7 @@ def _proba(task: Task, model: Any, **how: Any) -> pd.DataFrame:
 
 
 def judged(task: Task, scores: pd.DataFrame) -> dict[str, float]:
-    """Accuracy, mean AUROC of the classes, and adjusted Rand index on all labelled observations."""
+    """Return accuracy, mean AUROC of the classes and adjusted Rand index over all annotated observations."""
     known = task.target.obs[task.labels].notna().to_numpy()
     truth, scores = task.target.obs[task.labels][known].astype(str).to_numpy(), scores[known]
     found = scores.columns.to_numpy()[scores.to_numpy().argmax(axis=1)]
@@ -172,12 +172,12 @@ def judged(task: Task, scores: pd.DataFrame) -> dict[str, float]:
 
 
 def report(table: pd.DataFrame) -> str:
-    """A table for each measure: a row per task, a column per method, means over seeds."""
+    """Return a table for each measure: one row per task, one column per method, means over seeds."""
     parts = []
     for value in ("accuracy", "AUROC", "ARI"):
         wide = table.pivot_table(index="task", columns="method", values=value, sort=False)
-        wide.loc["mean of all"] = wide.mean()
-        lines = [["task", *wide.columns], ["---"] * (wide.shape[1] + 1)]
+        wide.loc["**mean**"] = wide.mean(skipna=False)
+        lines = [["source and target", *wide.columns], ["---"] * (wide.shape[1] + 1)]
         lines += [
             [name, *("" if np.isnan(v) else f"{v:.3f}" for v in row)]
             for name, row in zip(wide.index, wide.to_numpy(), strict=True)
@@ -188,9 +188,9 @@ def report(table: pd.DataFrame) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=st.settings.datasetdir)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("transfer.md"))
+    parser.add_argument("--data", type=Path, default=st.settings.datasetdir, help="folder of the sections (*.h5ad)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--out", type=Path, default=Path("transfer.md"), help="file of the tables")
     args = parser.parse_args()
     file = args.out.with_suffix(".csv")
     table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["task", "method", "seed"])
@@ -198,7 +198,7 @@ def main() -> None:
         for task in tasks(args.data):
             if ((table["task"] == task.name) & (table["seed"] == seed)).any():
                 continue
-            classes, scores = floors(task)
+            classes, scores = baselines(task)
             found = [(name, pd.DataFrame(s, task.target.obs_names, classes)) for name, s in scores.items()]
             rows = [
                 {"task": task.name, "method": name, "seed": seed, **judged(task, proba)}
