@@ -265,7 +265,7 @@ def write_tutorials() -> None:
             image = f":img-bottom: tutorials/{notebook.stem}.png\n:img-alt: First figure of the tutorial\n"
         cards.append(
             f":::{{grid-item-card}} {title}\n:link: tutorials/{notebook.stem}\n:link-type: doc\n{image}"
-            f":class-card: stx-thumbnail\n\n*{asked[notebook.stem][1]}*: {takes}.\n:::\n\n"
+            f":class-card: stx-thumbnail\n\n*{asked[notebook.stem][1]}.* Takes {takes}.\n:::\n\n"
         )
     entries = "\n".join(f"tutorials/{p.stem}" for p in notebooks)
     _write(
