@@ -145,6 +145,16 @@ def test_no_effect_is_called_at_the_nominal_rate(n: int) -> None:
     assert np.mean(strict) <= 0.008
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_few_features_know_their_variance_from_few_numbers(paired: bool) -> None:
+    """Shares of three compartments: a common variance has no more degrees of freedom than they have together."""
+    rng, group = np.random.default_rng(3), np.tile([True, False], 3)
+    pvals = np.concatenate([compare_subjects(rng.normal(size=(6, 3)), group, None, 0, paired=paired)["pvals"]
+                            for _ in range(500)])  # fmt: skip
+    assert (pvals <= 0.01).mean() < 0.018  # 3 standard errors, for triples of one variance
+    assert (pvals <= 0.001).mean() < 0.005
+
+
 def test_expected_variance_follows_the_level() -> None:
     rng = np.random.default_rng(0)
     level, group = rng.normal(size=3000), np.arange(6) < 3

@@ -79,7 +79,7 @@ def posterior_variance(variance: Floats, df: Floats, expected: Floats, prior: fl
 def _moderate(variance: Floats, df: Floats, floor: float = 0.0) -> tuple[Floats, Floats]:
     scale, prior = squeeze_variance(variance, df)
     out = posterior_variance(variance, df, np.full_like(variance, max(scale, floor)), prior)
-    return np.maximum(out, floor), np.full_like(df, 1e6) if np.isinf(prior) else prior + df
+    return np.maximum(out, floor), np.minimum(prior + df, df.sum())  # no more than all genes together have
 
 
 def combine_sections(

@@ -74,10 +74,11 @@ def regress_subjects(
         trend = np.exp(fit(rank) - log_variance.mean())
     scale, prior = squeeze_variance((variance / trend)[usable], df[usable])
     tested = usable & np.all([known[side].sum(axis=0) >= MIN_SUBJECTS for side in sides], axis=0)
-    spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, seed, paired))
+    most = max(float(df[usable].sum()), 1.0)  # degrees of freedom that all features have together
+    spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, most, seed, paired))
 
     error = spread * np.sqrt(posterior_variance(variance, df, trend * scale, prior) / np.where(sxx > 0, sxx, 1.0))
-    total = np.clip(df + prior, 1.0, 1e6)
+    total = np.clip(df + prior, 1.0, most)
     effect = np.where(sxx > 0, slope, np.nan)
     statistic = np.divide(effect, error, out=np.zeros_like(error), where=tested & (error > 0))
     width = np.where(usable, stats.t.ppf(0.975, total) * error, np.nan)
@@ -103,8 +104,9 @@ def _fit(filled: Floats, known: Bools, x: Floats, paired: bool) -> tuple[Ints, F
 
 
 def _null_spread(
-    filled: Floats, known: Bools, x: Floats, tested: Bools, expected: Floats, prior: float, seed: int, paired: bool
-) -> float:
+    filled: Floats, known: Bools, x: Floats, tested: Bools, expected: Floats, prior: float, most: float, seed: int,
+    paired: bool,
+) -> float:  # fmt: skip
     """Root mean square of the normal scores under permutations of the subjects, or flips of signs."""
     if not tested.any():
         return 1.0
@@ -116,7 +118,7 @@ def _null_spread(
         df = (n - 2 + paired).astype(float)
         error = np.sqrt(posterior_variance(residual / df, df, expected, prior) / np.where(sxx > 0, sxx, 1.0))
         statistic = np.divide(slope, error, out=np.zeros_like(error), where=fits & (error > 0))
-        score = signed_z(statistic, np.minimum(df + prior, 1e6))[fits]
+        score = signed_z(statistic, np.minimum(df + prior, most))[fits]
         squares, count = squares + float((score**2).sum()), count + len(score)
     return float(np.sqrt(squares / count)) if count else 1.0
 
