@@ -183,6 +183,10 @@ def test_sections_do_not_mix(make_section, quick_unet):
     assert both.uns["segment"]["params"]["library_key"] == "library"
     expected = normalized_mutual_info_score(both.obs["library"], both.obs["segment"])
     assert both.uns["segment"]["library_nmi"] == pytest.approx(expected)
+    unsure = both.copy()
+    run(unsure, quick_unet, 3, library_key="library", abstain_below=float(both.obs["segment_confidence"].median()))
+    assert unsure.obs["segment"].isna().any()
+    assert unsure.uns["segment"]["library_nmi"] == pytest.approx(expected)  # no compartment is not one
     integrated = both.copy()  # such as by scanpy.external.pp.harmony_integrate
     both.obsm["X_pca"] = integrated.obsm["X_pca_harmony"] = np.asarray(both.X[:, :12].toarray(), dtype=np.float64)
     run(both, quick_unet, 3, library_key="library")

@@ -272,7 +272,7 @@ def _make_slots(
     if len(where.libs) > 1:
         from sklearn.metrics import normalized_mutual_info_score
 
-        slots.uns[key]["library_nmi"] = float(normalized_mutual_info_score(where.libs.codes, codes))
+        slots.uns[key]["library_nmi"] = float(normalized_mutual_info_score(where.libs.codes, proba.argmax(axis=1)))
     if any(r.weights for r in results):
         weights = [{"library": n, **r.weights} for n, r in zip(where.libs.names, results, strict=True)]
         slots.uns[key]["members"] = pd.DataFrame(weights)
