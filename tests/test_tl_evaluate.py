@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from conftest import QUICK_NET, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as hs
@@ -330,6 +331,46 @@ def test_hidden_genes_are_predicted_from_the_others() -> None:
     mse = st.get.evaluation(adata, "mse").set_index("model")["mean"]
     assert mse["lda"] < 0.6  # predicting the mean stands at 1
     assert mse["lda"] < mse["nearest_label"]
+
+
+def _independent_gene(scale: str) -> ad.AnnData:
+    """Gene 0 has half of all molecules and varies by itself; the others are alike everywhere."""
+    rng = np.random.default_rng(8)
+    counts = rng.poisson(rng.gamma(2.0, 2.0, 40), (200, 40)).astype(np.float32)
+    counts[:, 0] = rng.poisson(150 * np.exp(rng.normal(0, 0.6, 200)))
+    adata = ad.AnnData(counts, obsm={"spatial": rng.uniform(0, 100, (200, 2))})
+    adata.obs["side"] = pd.Categorical(np.where(adata.obsm["spatial"][:, 0] > 50, "right", "left"))
+    if scale != "counts":
+        if scale == "layer":
+            adata.layers["counts"] = counts.copy()
+        sc.pp.normalize_total(adata, target_sum=60 if scale == "linear" else None)
+        if scale != "linear":
+            sc.pp.log1p(adata)
+    return adata
+
+
+@pytest.mark.parametrize("scale", ["counts", "log", "linear", "layer"])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_depth_of_the_other_genes_does_not_tell_the_hidden_one(scale: str, noise: float) -> None:
+    adata, seen = _independent_gene(scale), []
+
+    def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        seen.append(np.expm1(sections[0].logged.toarray()).sum(axis=1))
+        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
+
+    st.tl.evaluate(adata, [model], region_key="side", genes=["0"], n_seeds=1, n_folds=2, max_folds=1, noise=noise)
+    hidden = adata.to_df()["0"]
+    assert abs(np.corrcoef(np.log(seen[0]), hidden)[0, 1]) < 0.2 or np.ptp(seen[0]) < 1e-3 * seen[0].mean()
+
+
+def test_noise_is_put_on_the_counts_that_are_read_without_it() -> None:
+    how: dict[str, Any] = {"region_key": "side", "genes": ["0"], "n_seeds": 1, "n_folds": 2, "noise": 0.1}
+    tables = []
+    for scale in ("counts", "layer"):
+        adata = _independent_gene(scale)
+        st.tl.evaluate(adata, ["lda"], **how)
+        tables.append(_without_time(adata.uns["evaluation"]))
+    pd.testing.assert_frame_equal(*tables)
 
 
 # ------------------------------------------------------------------------------------------------- table

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from conftest import QUICK_NET, assert_same
 
 import stxtools as st
@@ -64,6 +65,21 @@ def test_observations_of_one_region_get_predictions_of_their_own(make_section, q
     purity = adata.obs.groupby("region_id", observed=True)["band"].agg(lambda x: x.value_counts().iloc[0]).sum()
     assert right[unseen].mean() > 0.9 > purity / adata.n_obs
     assert adata.obs.groupby("region_id", observed=True)["seen_pred"].nunique().max() > 1
+
+
+def test_depth_of_the_other_genes_does_not_tell_the_predicted_one(line, quick_net):
+    """Of log expression, too: all genes together have one depth, so that the others hold what is missing of it."""
+    line.obs["learn"] = np.arange(line.n_obs) % 2 == 0
+    found = []
+    for factor in (1, 20):  # of the predicted gene, where it is not learned
+        one = line.copy()
+        one.X = one.X.toarray()
+        one.X[~one.obs["learn"], 3] = factor * (one.X[~one.obs["learn"], 3] + 5)
+        sc.pp.normalize_total(one, target_sum=100)
+        sc.pp.log1p(one)
+        st.tl.multitask(one, None, "band", expression=["gene3"], expression_key="learn", params=quick_net, **HOW)
+        found.append(one.obsm["expression_pred"])
+    pd.testing.assert_frame_equal(*found, atol=1e-3)
 
 
 @pytest.mark.parametrize("weighting", ["gradnorm", "uncertainty", "famo"])

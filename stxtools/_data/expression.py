@@ -18,9 +18,10 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._progress import stage
 from stxtools._settings import settings
-from stxtools._types import Csr, Ints
+from stxtools._types import Bools, Csr, Ints
 from stxtools._warn import warn
 from stxtools.models.ensemble.gene_means import GeneSection
+from stxtools.stats._composition import rescale
 
 from .chunks import MAX_PENDING, ChunkFunction, MatrixSummary, is_backed, is_out_of_core, map_row_chunks, to_csr
 from .representation import log_normalize, median_depth
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 MAX_SAMPLED = 60_000_000  # stored values of a sample that is read into memory
 _BYTES_PER_VALUE = 64  # by row and by column, logarithmic, linear and ranked: all copies that a test needs
+_ONE_DEPTH = 1e-2  # largest relative range of depths that count as one
 _MEMORY_SHARE = 1 / 4  # for what is held from block to block
 
 
@@ -160,6 +162,31 @@ def with_expression_in_x(adata: AnnData, expression: Expression) -> AnnData:
     if expression.scale != "log":
         out.uns.pop("log1p", None)
     return out
+
+
+def without_genes(
+    adata: AnnData, hidden: Bools, layer: str | None, noised: AnnData | None = None
+) -> tuple[AnnData, str | None]:
+    """Return ``adata`` (or it ``noised``, in ``X``) without ``hidden`` genes, and the layer that holds expression.
+
+    Where all observations have one depth, that of the others tells what the hidden genes have: it becomes equal, too.
+    """
+    read, rest = Expression(adata, layer), (adata if noised is None else noised)[:, ~hidden]
+    layer = layer if noised is None else None
+    if read.scale not in ("linear", "log") or not hidden.any():
+        return rest, layer
+    linear = read.matrix.astype(np.float64)
+    if read.scale == "log":
+        np.expm1(linear.data, out=linear.data)
+    depth, kept = (np.asarray(part.sum(axis=1)).ravel() for part in (linear, linear[:, ~hidden]))
+    target, matrix = median_depth(depth), Expression(rest, layer).matrix
+    if read.scale == "linear":
+        x = log_normalize(matrix, "linear", target_sum=target)
+    elif np.ptp(depth[depth > 0]) > _ONE_DEPTH * target:
+        return rest, layer
+    else:
+        x = rescale(matrix, np.divide(target, kept, out=np.zeros_like(kept), where=kept > 0))
+    return AnnData(x, obs=rest.obs, var=rest.var, obsm=dict(rest.obsm), uns={"log1p": {}}), None
 
 
 def _check_log1p(summary: MatrixSummary) -> None:

@@ -22,7 +22,7 @@ from stxtools.models._projection import GeneProjection
 from stxtools.models.ensemble.gene_means import GeneSection
 
 from .chunks import is_out_of_core
-from .expression import Expression, log_chunks
+from .expression import Expression, log_chunks, without_genes
 from .regions import Regions, region_sections
 from .representation import (
     N_COMPS,
@@ -274,7 +274,7 @@ def tissue_training_input(
         targets = log_normalize(source.matrix, source.scale)[:, genes].toarray().astype(np.float32)
         if expression_key is not None:
             targets[~adata.obs[expression_key].to_numpy()] = np.nan
-        adata = adata[:, ~adata.var_names.isin(list(expression))]
+        adata, layer = without_genes(adata, adata.var_names.isin(list(expression)), layer)
     known = GeneNames(adata)
     names, aliases = known.names, known.aliases()
     features = training_features(
@@ -313,7 +313,7 @@ def tissue_training_input(
 def tissue_input(adata: AnnData, model: TissueNet, layer: str | None) -> TissueInput:
     """Return the input of a trained model."""
     if model.expression:  # these genes did not count towards the depth in training
-        adata = adata[:, ~adata.var_names.isin(model.expression)]
+        adata, layer = without_genes(adata, adata.var_names.isin(model.expression), layer)
     names = GeneNames(adata).matched(model.read_genes, model.ids)
     if model.projection is not None:
         check_genes(model.projection.genes, names)

@@ -21,7 +21,7 @@ from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_names, check_path
-from stxtools._data.expression import Expression
+from stxtools._data.expression import Expression, without_genes
 from stxtools._data.noise import noised_copy, noised_values
 from stxtools._data.representation import log_normalize
 from stxtools._docs import documented
@@ -204,14 +204,18 @@ class Evaluation:
 
     def _data(self, scheme: str, seed: int, noise: float, hidden: Ints | None) -> _Data:
         """Return the protocol on noised data, the hidden expression, and features that all folds share."""
-        p, kind, values = self.protocol, "gaussian", None
+        p, values, given = self.protocol, None, self.protocol.adata
         if noise > 0:
-            noised, _ = noised_values(p.adata, noise, kind=kind, layer=p.layer, use_rep=p.use_rep, seed=seed)
-            p = p.with_adata(noised_copy(p.adata, noised, kind=kind, use_rep=p.use_rep), None)  # in whose X they are
+            counts = p.use_rep is None and p.layer is None and _keys.COUNTS in given.layers  # come before X
+            layer = _keys.COUNTS if counts else p.layer
+            noised, _ = noised_values(given, noise, kind="gaussian", layer=layer, use_rep=p.use_rep, seed=seed)
+            copied = noised_copy(given, noised, kind="counts" if counts else "gaussian", use_rep=p.use_rep)
+            p = p.with_adata(copied, None)  # in whose X they are
         if hidden is not None:
             read = Expression(p.adata, p.layer)
             values = log_normalize(read.matrix, read.scale)[:, hidden].toarray().astype(np.float64)
-            p = p.with_adata(p.adata[:, np.setdiff1d(np.arange(p.adata.n_vars), hidden)], p.layer)
+            mask = np.isin(np.arange(given.n_vars), hidden)
+            p = p.with_adata(*without_genes(given, mask, self.protocol.layer, p.adata if noise > 0 else None))
         # genes and components must not be chosen on held-out sections; within sections they see no label
         return p, values, None if scheme == "library" else p.features()
 
