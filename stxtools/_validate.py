@@ -48,6 +48,9 @@ def check_adata(
         raise ValueError("`adata.obs_names` are not unique; call `adata.obs_names_make_unique()` first.")
     if unique_vars and not adata.var_names.is_unique:
         raise ValueError("`adata.var_names` are not unique; call `adata.var_names_make_unique()` first.")
+    for slot in ("obs_names", "var_names"):  # a table beside them would make a file that anndata cannot read
+        if pd.api.types.is_numeric_dtype(getattr(adata, slot)):
+            raise TypeError(f"`adata.{slot}` are numbers; make them text: `adata.{slot} = adata.{slot}.astype(str)`.")
     if layer is not None:
         check_in(adata, "layers", layer, "layer")
     if check_bool("copy", copy) and adata.isbacked:
@@ -191,6 +194,11 @@ def libraries(adata: AnnData, library_key: str | bool | None) -> Libraries:
                 f"`adata.uns['spatial']` names several sections ({listing(names)}) but `library_key` is None; "
                 "pass `library_key=`, the obs column that says which section an observation belongs to, or "
                 "`library_key=False` if all are one section."
+            )
+        if len(names) == 1 and (why := unstorable(names[0])):
+            raise ValueError(
+                f"`adata.uns['spatial']` names a section that h5ad and zarr cannot store in a key: {names[0]!r} {why}. "
+                f"Rename it: `adata.uns['spatial'] = {{'name': adata.uns['spatial'][{names[0]!r}]}}`."
             )
         return Libraries(names if len(names) == 1 else [_keys.LIBRARY], np.zeros(adata.n_obs, dtype=np.int64))
     if library_key is True:

@@ -57,6 +57,11 @@ def _same_names(adata: ad.AnnData) -> ad.AnnData:
     return adata
 
 
+def _slash(adata: ad.AnnData) -> ad.AnnData:
+    adata.uns["spatial"] = {"Region 1/2": {}}
+    return adata
+
+
 DATA: dict[str, tuple[Callable[[ad.AnnData], ad.AnnData], type, str]] = {
     "no coordinates": (_no_spatial, KeyError, "Put the x, y position"),
     "NaN coordinates": (_nan, ValueError, "drop them"),
@@ -65,6 +70,7 @@ DATA: dict[str, tuple[Callable[[ad.AnnData], ad.AnnData], type, str]] = {
     "empty": (lambda a: a[:0].copy(), ValueError, "0 observation"),
     "no genes": (lambda a: a[:, :0].copy(), ValueError, "0 genes"),
     "duplicate names": (_same_names, ValueError, "obs_names_make_unique"),
+    "slash in the section's name": (_slash, ValueError, r"contains '/'.*Rename it"),
 }
 
 
@@ -78,6 +84,17 @@ def test_data_that_cannot_be_used(data: str, call: str, section: ad.AnnData) -> 
     with pytest.raises(error, match=message):
         CALLS[call](adata)
     assert_same(before, adata)
+
+
+@pytest.mark.parametrize("axis", ["obs", "var"])
+@pytest.mark.parametrize("call", CALLS)
+def test_names_that_are_numbers(axis: str, call: str, section: ad.AnnData) -> None:
+    """As after this call; with tables beside them anndata would write a file that it cannot read."""
+    getattr(section, axis).reset_index(drop=True, inplace=True)
+    obs = section.obs.copy()
+    with pytest.raises(TypeError, match=rf"adata\.{axis}_names\.astype\(str\)"):
+        CALLS[call](section)
+    pd.testing.assert_frame_equal(section.obs, obs)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,33 @@ def test_spatialdata(tmp_path: Path, make_section: Callable[..., ad.AnnData]) ->
     assert_equal(st.io.read(tmp_path / "section.zarr"), adata)
 
 
+def test_a_section_name_that_no_file_can_hold(tmp_path: Path) -> None:
+    folders.xenium(tmp_path / "output")
+    path = tmp_path / "output" / "experiment.xenium"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"region_name": "Region 1/2"}))
+    adata = st.io.read(tmp_path / "output")
+    assert list(adata.uns["spatial"]) == ["Region 1_2"]
+
+
+@READS_BY_DTYPE
+def test_hidden_files_of_macos(tmp_path: Path) -> None:
+    folders.cosmx(tmp_path / "Lung5")
+    (tmp_path / "Lung5" / "._Lung_exprMat_file.csv").write_bytes(b"\0")
+    assert list(st.io.read(tmp_path / "Lung5").uns["spatial"]) == ["Lung"]
+    folders.visium(tmp_path / "visium")
+    (tmp_path / "visium" / "._filtered_feature_bc_matrix.h5").write_bytes(b"\0")
+    (tmp_path / "visium" / "spatial" / "tissue_positions.csv").unlink()
+    with pytest.raises(ValueError, match=r"is it complete\? It holds hidden files of macOS.*-delete"):
+        st.io.read(tmp_path / "visium")
+
+
+def test_sections_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
+    folders.cosmx(tmp_path)
+    (tmp_path / "Colon_exprMat_file.csv").write_text("fov,cell_ID\n")
+    with pytest.raises(ValueError, match=r"several sections \('Colon_exprMat_file\.csv', 'Lung_exprMat_file\.csv'\)"):
+        st.io.read(tmp_path)
+
+
 def test_the_command_line_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = ["--input", str(tmp_path / "one" / "outs"), str(tmp_path / "two" / "outs")]
     for name in ("one", "two"):

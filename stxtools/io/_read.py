@@ -19,7 +19,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._checks import check_int, check_path
+from stxtools._checks import check_int, check_path, listing
 from stxtools._docs import filled
 from stxtools._files import readable
 
@@ -76,9 +76,9 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     if bins := re.search(r"^(.+)/binned_outputs(?:/square_(\d+)um)?$", path.resolve().as_posix()):
         return _read_visium_hd(Path(bins[1]), int(bins[2] or bin_size))
     for file, reader in _VENDORS.items():
-        if list(folder.glob(file)):
+        if _visible(folder, file):
             return reader(folder, bin_size)
-    packed = list(folder.glob("*.csv.gz"))
+    packed = _visible(folder, "*.csv.gz")
     raise ValueError(
         f"{str(path)!r} is neither .h5ad nor .zarr, nor the output folder of Space Ranger "
         "(filtered_feature_bc_matrix.h5 and spatial/, or binned_outputs/), Xenium (experiment.xenium), MERSCOPE "
@@ -94,6 +94,19 @@ def section_name(path: Path) -> str:
     return name.removesuffix(".h5ad").removesuffix(".zarr")
 
 
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a pattern without those that macOS hides beside them (``._NAME``)."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = _visible(folder, pattern)
+    if len(found) > 1:
+        names = listing([path.name for path in found])
+        raise ValueError(f"{str(folder)!r} holds several sections ({names}); give each a folder of its own.")
+    return found[0]
+
+
 def _call_reader(reader: str, folder: Path, **arguments: Any) -> SpatialData:
     """Call a reader; its warnings are about what is skipped on purpose, such as the full-resolution image."""
     try:
@@ -101,6 +114,8 @@ def _call_reader(reader: str, folder: Path, **arguments: Any) -> SpatialData:
     except ImportError as err:
         raise ImportError(f'Reading {str(folder)!r} needs spatialdata-io: pip install "stxtools[io]".') from err
     problem = f"cannot be read as the output of {reader}; is it complete?"
+    if any(folder.rglob("._*")):
+        problem += " It holds hidden files of macOS, which may be in the way; delete them: find . -name '._*' -delete"
     with readable(folder, problem), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -122,12 +137,13 @@ def _to_anndata(
     adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
     stored: dict[str, Any] = next(iter(adata.uns.get(_keys.SPATIAL, {}).values()), {})
     merged = stored | {key: {**stored.get(key, {}), **entry.get(key, {})} for key in (_keys.SCALEFACTORS, "metadata")}
+    library = re.sub(r"[/\\]", "_", library)  # which h5ad and zarr cannot store in a key
     adata.uns[_keys.SPATIAL] = {library: {key: value for key, value in merged.items() if value}}
     return adata
 
 
 def _read_visium(folder: Path, _: int) -> AnnData:
-    matrix, factors = next(folder.glob(f"*{_MATRIX}")), _scale_factors(folder)
+    matrix, factors = _only(folder, f"*{_MATRIX}"), _scale_factors(folder)
     sdata = _call_reader("visium", folder, dataset_id=_ELEMENT, counts_file=matrix.name)
     with h5py.File(matrix) as file:
         named = [name.decode() if isinstance(name, bytes) else str(name) for name in file.attrs.get("library_ids", [])]
@@ -173,7 +189,7 @@ def _read_merscope(folder: Path, _: int) -> AnnData:
 
 
 def _read_cosmx(folder: Path, _: int) -> AnnData:
-    matrix = next(folder.glob("*_exprMat_file.csv"))
+    matrix = _only(folder, "*_exprMat_file.csv")
     library = matrix.name.removesuffix("_exprMat_file.csv")
     sdata = _call_reader("cosmx", folder, dataset_id=library, transcripts=False)
     table = sdata["table"]
