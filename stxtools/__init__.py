@@ -1,9 +1,9 @@
 """stxtools: tissue compartments, region graphs, biomarkers and targets from spatial transcriptomics.
 
-The namespaces follow scanpy: :mod:`stxtools.pp` prepares, :mod:`stxtools.tl` computes,
-:mod:`stxtools.pl` draws, :mod:`stxtools.get` returns tidy tables, :mod:`stxtools.io` reads and writes,
-:func:`stxtools.report` writes all of it as one HTML file. Importing the package is cheap:
-torch, squidpy and spatialdata are loaded by the first call that needs them.
+The namespaces follow scanpy: :mod:`stxtools.pp` (preprocessing), :mod:`stxtools.tl` (tools), :mod:`stxtools.pl`
+(plotting), :mod:`stxtools.get` (results as tables), :mod:`stxtools.io` (reading and writing);
+:func:`stxtools.report` writes the results to one HTML file. Importing the package is fast: torch, squidpy and
+spatialdata are loaded by the first call that needs them.
 """
 
 from __future__ import annotations

@@ -26,15 +26,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 WIDTH = 116
 RETURNS = {
-    "get": "Returns\n-------\nA new table in the order of the slot.",
-    "pl": "Returns\n-------\nNone where the figure was shown, else the Axes, or a list of one Axes per panel.",
-    "pp": "Returns\n-------\nNone, or the changed copy with ``copy=True``. Sets:\n\n%(slots)s",
+    "get": "Returns\n-------\nA DataFrame, a copy of the selected rows in their stored order.",
+    "pl": "Returns\n-------\nNone if the figure is shown, else the Axes, or a list of Axes for several panels.",
+    "pp": "Returns\n-------\nNone, or the modified copy with ``copy=True``. Sets the following fields:\n\n%(slots)s",
 }
 RETURNS["tl"] = RETURNS["pp"]
 RAISES = """Raises
 ------
-KeyError, ValueError, TypeError
-    What an argument names is missing or does not fit; the message says how to mend it."""
+KeyError, {os_error}TypeError, ValueError
+    If {what} that an argument names is missing, or an argument or the data cannot be used."""
+FILES = {"attribution_model", "model", "net", "path", "pretrained", "save_model", "table"}  # parameters that name one
+IMPORT_ERROR = "ImportError\n    If an optional dependency is not installed."
 IMPORT = ">>> import stxtools as st"
 EMBED = ("tl.embed",)  # the slots that other calls write as this one does
 PARAMS = "parameters, seed and versions"
@@ -96,7 +98,10 @@ def filled(function: F) -> F:
     if "\nParameters\n" not in text:
         text = text.replace("\nReturns\n", "\nParameters\n----------\n\nReturns\n")
     if "\nRaises\n" not in text:
-        text = text.replace("\nExamples\n", f"\n{RAISES}\n\nExamples\n")
+        names = inspect.signature(function).parameters
+        os_error, what = ("OSError, ", "a key or file") if FILES & names.keys() else ("", "a key")
+        raises = RAISES.format(os_error=os_error, what=what) + (f"\n{IMPORT_ERROR}" if "pip install" in text else "")
+        text = text.replace("\nExamples\n", f"\n{raises}\n\nExamples\n")
     if "stxtools as st" not in text:
         text = text.replace("\nExamples\n--------\n", f"\nExamples\n--------\n{IMPORT}\n")
     text = text.replace("%(slots)s", "\n".join(_slots(rows)))

@@ -11,21 +11,21 @@ from typing import Any
 
 @dataclass(eq=False)
 class Settings:
-    """Settings that hold for a whole process.
+    """Package-wide settings, changed by assignment: ``st.settings.datasetdir = "data"``.
 
     Attributes
     ----------
     datasetdir
-        Folder in which :mod:`stxtools.datasets` looks for sections and into which it downloads them.
-        Starts as the environment variable ``STXTOOLS_DATASETDIR``, else ``~/.cache/stxtools``.
+        Folder from which :mod:`stxtools.datasets` reads sections and to which it downloads them. By default the
+        environment variable ``STXTOOLS_DATASETDIR``, else ``~/.cache/stxtools``.
     show_progress
-        Whether long calls show a progress bar: ``True``, ``False``, or ``None`` for "in a terminal or a notebook".
+        Whether to show progress bars. None, the default, shows them in terminals and notebooks.
     max_memory
-        Memory in GB for the dense working arrays of a step: tiles of a raster in the U-Net, chunks of a matrix that is
-        read from a file. Starts at 2. Data and results come on top.
+        Memory in GB for the dense working arrays of a step, such as raster tiles in the U-Net or chunks of a matrix on
+        disk; data and results are not included. By default 2.
     trainer
-        Arguments for every :class:`lightning.fabric.Fabric` beside those of a call: ``{"strategy": "ddp_spawn"}``,
-        ``{"strategy": "ddp", "num_nodes": 2}``. Starts empty.
+        Further arguments of :class:`lightning.fabric.Fabric`, such as ``{"strategy": "ddp_spawn"}`` or
+        ``{"strategy": "ddp", "num_nodes": 2}``. By default none.
     """
 
     datasetdir: Path = Path(os.environ.get("STXTOOLS_DATASETDIR", "~/.cache/stxtools"))

@@ -26,35 +26,39 @@ def report(
     key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS, layer: str | None = None,
     spatial_key: str | None = None, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
-    """Write the results as one HTML file that opens in any browser, without a network.
+    """Write an interactive report of the results: one HTML file that opens offline in any browser.
 
-    It holds a map of the tissue to zoom into, coloured by segment, confidence, region, attention or a gene; the
-    biomarkers as a volcano and a table to sort and filter; stability, training curves, parameters and versions; and a
-    summary in words. Steps that were not run are omitted. The map shows at most 200,000 observations,
-    drawn at random.
+    The report has a zoomable map of the tissue, coloured by segment, confidence, region, attention or gene; biomarkers
+    as volcano plot and as a table to sort and filter; stability, training curves, parameters and versions; and a
+    summary in words. Steps that were not run are omitted. The map shows a random sample of at most 200,000
+    observations.
 
     Parameters
     ----------
     adata
-        Annotated data, best after :func:`stxtools.tl.segment`, ``region_graph``, ``embed`` and ``biomarkers``.
+        Annotated data matrix, usually after :func:`stxtools.tl.segment`, :func:`stxtools.tl.region_graph`,
+        :func:`stxtools.tl.embed` and :func:`stxtools.tl.biomarkers`.
     path
-        The file to write; an existing one is replaced.
+        File to write; an existing file is replaced.
     genes
-        Genes that can colour the map; by default the 100 leading biomarkers, else the 100 most variable genes.
+        Genes to colour the map by; by default the top 100 biomarkers, else the 100 most variable genes.
     color
-        More columns of ``obs`` that can colour the map: classes or numbers.
+        Additional columns of ``obs`` to colour the map by, categorical or numeric.
     title
-        The page's title; by default the names of the sections.
+        Title of the page; by default the section's name, or the number of sections.
     key
-        ``"segment"``, or the ``key_added`` of :func:`stxtools.tl.segment`.
+        Key of the segments, the ``key_added`` of :func:`stxtools.tl.segment`.
     biomarkers_key
-        ``"biomarkers"``, or the ``key_added`` of :func:`stxtools.tl.biomarkers`.
+        Key of the biomarkers, the ``key_added`` of :func:`stxtools.tl.biomarkers`.
+    spatial_key
+        Key of ``obsm`` with the coordinates; by default those that the segments were computed with.
     library_key
-        Column of ``obs`` with the section of each observation; by default that of the segments. ``False``: all are one.
+        Column of ``obs`` with the section of each observation; by default the one that the segments were computed
+        with. ``False``: all observations are one section.
 
     Returns
     -------
-    None. ``adata`` stays as it is.
+    None. ``adata`` is not modified.
 
     Examples
     --------

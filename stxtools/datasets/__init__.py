@@ -1,4 +1,4 @@
-"""Data sets: synthetic tissue with known truth, and loaders of public sections."""
+"""Data sets: synthetic tissue with ground truth, and loaders of public sections."""
 
 from stxtools._lazy import attach
 

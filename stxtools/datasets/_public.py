@@ -30,7 +30,7 @@ from stxtools._settings import settings
 REGISTRY: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("_registry.json").read_text("utf-8"))
 
 _DOC = """\
-Read {about}
+Load {about}
 
 {publication}
 {parameters}
@@ -49,12 +49,14 @@ Examples
 """
 _RAISES_ABSENT = """\
 FileNotFoundError
-    If the section is not in ``settings.datasetdir``; the message says where it comes from."""
+    If the section is not in ``settings.datasetdir``; the message says where to get it.
+ValueError
+    If the file cannot be read."""
 _RAISES_DOWNLOAD = """\
 ConnectionError
-    If a download fails; nothing is left behind, and the message says how to do it by hand.
+    If a download fails; partial files are removed, and the message says how to download by hand.
 ValueError
-    If a file has another content than expected."""
+    If the content of a file is not as expected."""
 
 
 def with_docstring(loader: F) -> F:

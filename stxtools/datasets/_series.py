@@ -34,29 +34,30 @@ def synthetic_series(
     logfc: float = 1.0, difficulty: float = 0.5, mean_depth: float | None = None, random_state: int = 0,
     show_progress: bool | None = None,
 ) -> AnnData:  # fmt: skip
-    """Generate sections of a developing tissue, with known compartments, lineages and trends.
+    """Simulate sections of a developing tissue, with known compartments, lineages and trends.
 
-    Five layers and two islands: ``c1`` stays, ``c2`` grows, ``c3`` shrinks, ``c4`` splits into ``c4a`` and ``c4b``,
-    ``c5a`` and ``c5b`` merge into ``c5``, ``c6`` appears, ``c7`` vanishes; the last four at random times. Every section
-    has its own rotation, scale and batch effect. Counts are those of :func:`synthetic_tissue`.
+    There are five layers and two islands: ``c1`` is constant, ``c2`` grows, ``c3`` shrinks, ``c4`` splits into ``c4a``
+    and ``c4b``, ``c5a`` and ``c5b`` merge into ``c5``, ``c6`` appears and ``c7`` disappears; the last four at random
+    time points. Each section has its own rotation, scale and batch effect. Counts follow :func:`synthetic_tissue`.
 
     Parameters
     ----------
     n_times
-        Times, 0, 1, 2, ...
+        Number of time points: 0, 1, 2, ...
     n_subjects
-        Subjects (animals) per time; a subject has one time. They differ in borders, shares and expression.
+        Number of subjects (animals) per time point, who differ in borders, shares and expression. A subject has one
+        time point.
     sections_per_subject
-        Sections of each subject.
+        Number of sections per subject.
     obs_per_section
-        Observations of each section.
+        Number of observations per section.
     n_vars
-        Genes.
+        Number of genes.
     n_trends
-        Genes with a trend inside one of ``c1``, ``c2``, ``c3``: by turns linear and transient (highest in the middle).
-        By default a fifth of all.
+        Number of genes with a trend in ``c1``, ``c2`` or ``c3``, alternately linear and transient (extreme in the
+        middle); by default a fifth of all.
     logfc
-        Their log2 fold change, from the first time to the last or to the middle; every third falls instead of rising.
+        Log2 fold change of these genes, from the first to the last or middle time point; negative for every third.
 
     Returns
     -------
@@ -64,11 +65,11 @@ def synthetic_series(
 
     - ``obs["time"]`` (float64), ``obs["subject"]``, ``obs["section"]``, ``obs["compartment"]`` (category)
     - ``obs["array_row"]``, ``obs["array_col"]`` (int64): position on the Visium lattice (Visium-like only)
-    - ``obsm["spatial"]`` (float64): x and y in µm; every section has its own origin
+    - ``obsm["spatial"]`` (float64): x and y in µm; each section has its own origin
     - ``var["trend"]`` (``none``, ``linear``, ``transient``), ``var["trend_in"]`` (category), ``var["true_logfc"]``
-    - ``var["marker_of"]`` (category): compartment in which the gene is raised, or ``none``
-    - ``uns["synthetic"]`` (dict): ``params``, ``effects``, and ``lineage``: a table of which compartment at a time goes
-      on as which at the next (``time_from``, ``time_to``, ``source``, ``target``; an empty text for none)
+    - ``var["marker_of"]`` (category): compartment that the gene marks, or ``"none"``
+    - ``uns["synthetic"]`` (dict): ``params``, ``effects``, and ``lineage``, a table of which compartment becomes which
+      at the next time point (``time_from``, ``time_to``, ``source``, ``target``; an empty string for none)
 
     Examples
     --------

@@ -29,53 +29,54 @@ def synthetic_tissue(
     logfc: float | Sequence[float] = 1.0, difficulty: float = 0.5, mean_depth: float | None = None,
     random_state: int = 0, show_progress: bool | None = None,
 ) -> AnnData:  # fmt: skip
-    """Generate sections with known compartments, disease and biomarkers.
+    """Simulate sections with known compartments, disease and biomarkers.
 
-    Counts are negative binomial, with dropout. The logarithm of their mean adds the gene's baseline, the depth, the
-    mixture of compartments, nuisance programs (smooth Gaussian random fields, independent of all labels), the disease's
-    fold change, and the batch effect of the section.
+    Counts are negative binomial, with dropout. Their log mean is the sum of the gene's baseline, the depth, the mixture
+    of compartments, nuisance programmes (smooth Gaussian random fields, independent of all labels), the disease effect
+    and the batch effect of the section.
 
     Parameters
     ----------
     n_obs
-        Observations over all sections. By default 10,000 (Visium-like) or 5,000 (MERFISH-like).
+        Number of observations over all sections; by default 10,000 (Visium-like) or 5,000 (MERFISH-like).
     n_vars
-        Genes. By default 50 (Visium-like) or 30 (MERFISH-like).
+        Number of genes; by default 50 (Visium-like) or 30 (MERFISH-like).
     platform
         ``"visium"``: spots 100 µm apart on a hexagonal lattice. ``"merfish"``: scattered cells, about one per 12 x 12
-        µm, sharper borders, and differences between neighbouring cells.
+        µm, with sharper borders and differences between neighbouring cells.
     n_compartments
-        Compartments: every third one is a kind of island, the others are layers. The first border is a gradient.
+        Number of compartments, 2 to 20: every third one forms islands, the others layers. The first border is a
+        gradient.
     n_patients
-        Patients. Their tissues have other borders.
+        Number of patients, whose tissues have different borders.
     sections_per_patient
-        Sections of each patient: nearly the same tissue, rotated (up to 30 degrees), scaled (up to 10 %) and with a
-        batch effect.
+        Number of sections per patient: nearly the same tissue, rotated (up to 30 degrees), scaled (up to 10 %) and with
+        a batch effect.
     disease
-        ``"lesion"``: 30 % of every section, in smooth patches independent of compartments. ``"patient"``: every second
-        patient. ``"auto"``: a lesion for one patient, else patients.
+        ``"lesion"``: 30 % of each section, in smooth patches independent of compartments. ``"patient"``: every second
+        patient. ``"auto"``: ``"lesion"`` for one patient, else ``"patient"``.
     n_biomarkers
-        Genes that respond to the disease. By default a tenth of all, at least one.
+        Number of genes that respond to the disease; by default a tenth of all, at least one.
     logfc
-        Their log2 fold change: one number, which every third takes with the opposite sign, or one for each.
+        Log2 fold change of the biomarkers: one number, with the opposite sign for every third gene, or one per gene.
     difficulty
-        From 0 (trivially separable compartments) to 1 (no gene marks them). It lowers the markers' strength and raises
-        all else. A random forest on single observations reaches 76.4 % (sd 3.9, five seeds) in spatial blocks at 0.495
-        (Visium-like), and 72.1 % (2.7) at 0.51 (MERFISH-like).
+        From 0 (compartments trivially separable) to 1 (no marker genes): weaker markers, and more noise and nuisance
+        variation. A random forest on single observations has an accuracy of 76.4 % (sd 3.9, five seeds) in spatial
+        blocks at 0.495 (Visium-like), and of 72.1 % (2.7) at 0.51 (MERFISH-like).
     mean_depth
-        Mean counts per observation. By default two per gene, at most 5,000 (Visium-like) or 120 (MERFISH-like).
+        Mean total counts per observation; by default two per gene, at most 5,000 (Visium-like) or 120 (MERFISH-like).
 
     Returns
     -------
     AnnData of counts (CSR, float32) with
 
-    - ``obs["compartment"]``, ``obs["disease"]``, ``obs["patient"]``, ``obs["section"]`` (category): the truth
+    - ``obs["compartment"]``, ``obs["disease"]``, ``obs["patient"]``, ``obs["section"]`` (category): ground truth
     - ``obs["array_row"]``, ``obs["array_col"]`` (int64): position on the Visium lattice (Visium-like only)
-    - ``obsm["spatial"]`` (float64): x and y in µm; every section has its own origin
-    - ``obsm["spatial_tissue"]`` (float64): the same before rotation and scaling: a patient's sections overlie here
+    - ``obsm["spatial"]`` (float64): x and y in µm; each section has its own origin
+    - ``obsm["spatial_tissue"]`` (float64): the same before rotation and scaling, shared by the sections of a patient
     - ``obsm["compartment_mixture"]`` (DataFrame): share of each compartment in the expression
     - ``var["is_biomarker"]`` (bool), ``var["true_logfc"]`` (float64): response to the disease
-    - ``var["marker_of"]`` (category): compartment in which the gene is raised, or ``none``
+    - ``var["marker_of"]`` (category): compartment that the gene marks, or ``"none"``
     - ``uns["synthetic"]`` (dict): ``params``, ``effects``
 
     Examples

@@ -1,4 +1,4 @@
-"""Tidy tables out of the slots: one row per thing, one column per fact."""
+"""Results as tidy tables: one row per result, one column per variable."""
 
 from stxtools._lazy import attach
 

@@ -18,21 +18,21 @@ from stxtools._validate import check_adata, check_in, libraries
 
 @documented
 def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | bool | None = None) -> pd.DataFrame:
-    """Return the segments as a tidy table, one row per segment (and section).
+    """Get the size and mean confidence of each segment as a DataFrame, one row per segment (and section).
 
     Parameters
     ----------
     key
         Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
     library_key
-        Column of ``obs`` with the section of each observation: then one row per section and segment. ``False``: all are
-        one.
+        Column of ``obs`` with the section of each observation, for one row per section and segment; by default, or if
+        ``False``, one row per segment.
 
     Returns
     -------
-    A new table with the columns ``library`` (with ``library_key`` only), ``segment``, ``n_obs``, ``share`` (of the
-    section's observations that have a segment) and ``confidence`` (mean, where ``obs["{key}_confidence"]`` is).
-    Segments that a section does not have are listed with ``n_obs`` 0.
+    A DataFrame with the columns ``library`` (only with ``library_key``), ``segment``, ``n_obs``, ``share`` (of the
+    observations of the section that have a segment) and ``confidence`` (mean, if ``obs["{key}_confidence"]`` exists).
+    Segments that are absent from a section have ``n_obs`` 0.
 
     Examples
     --------
@@ -59,22 +59,23 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | boo
 
 @documented
 def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
-    """Return the class probabilities of the observations, under the true names of the classes.
+    """Get the class probabilities of the observations as a DataFrame, with the original class names.
 
-    ``obsm["{key}_proba"]`` holds the same numbers. A class whose name no file can hold as a column (``"L2/3"``) has
-    another name there.
+    ``obsm["{key}_proba"]`` has the same values, but replaces class names that cannot be stored in files, such as
+    ``"L2/3"``.
 
     Parameters
     ----------
     adata
-        Annotated data after :func:`stxtools.tl.segment` or :func:`stxtools.tl.multitask`, or its ``uns["regions"]``.
+        Annotated data matrix after :func:`stxtools.tl.segment` or :func:`stxtools.tl.multitask`, or its
+        ``uns["regions"]``.
     key
-        The ``obs`` column that was predicted: the output of :func:`stxtools.tl.segment`, or the ``biomarker_key`` or
+        The predicted column of ``obs``: the ``key_added`` of :func:`stxtools.tl.segment`, or the ``biomarker_key`` or
         ``region_key`` of :func:`stxtools.tl.multitask`.
 
     Returns
     -------
-    A new table, observations x classes; NaN outside any region.
+    A DataFrame, n_obs x n_classes; NaN for observations outside regions.
 
     Examples
     --------
@@ -96,13 +97,13 @@ def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
 
 @documented
 def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
-    """Return the regions as a tidy table, one row each.
+    """Get size, position, degree and attention of each region as a DataFrame.
 
     Returns
     -------
-    A new table, indexed by region, with the columns ``segment``, ``library``, ``n_obs``, ``area`` (square units of
+    A DataFrame indexed by region, with the columns ``segment``, ``library``, ``n_obs``, ``area`` (in squared units of
     the coordinates), ``x`` and ``y`` of the centroid, ``degree`` (number of neighbouring regions), ``contact_length``
-    (length of all borders with other regions) where it is known, and ``attention`` after :func:`stxtools.tl.embed`.
+    (total length of the borders with other regions), and ``attention`` after :func:`stxtools.tl.embed`.
 
     Examples
     --------

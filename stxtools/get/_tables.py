@@ -26,17 +26,17 @@ def biomarkers(
     sign: Literal["both", "up", "down"] = "both", min_libraries: int = 0, n_top: int | None = None,
     key: str = _keys.BIOMARKERS,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return the table of :func:`stxtools.tl.biomarkers`, filtered.
+    """Get the results of :func:`stxtools.tl.biomarkers` as a DataFrame, optionally filtered.
 
     Parameters
     ----------
     sign
-        ``"up"`` keeps genes that are higher in the group, ``"down"`` those that are lower.
+        ``"up"`` keeps genes with higher expression in the group, ``"down"`` genes with lower expression.
     min_libraries
-        Keep genes whose effect was estimated in at least as many libraries.
+        Keep genes whose effect was estimated in at least this number of sections.
     n_top
-        Keep as many genes per group, the first of the table (for ``sign="down"`` those at the end where lower genes
-        stand), after the other filters.
+        Keep this number of genes per group, after the other filters: the first ones, or the last ones (the most
+        strongly decreased) with ``sign="down"``.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def compare(
     group: str | Sequence[str] | None = None, compartment: str | Sequence[str] | None = None, fdr: float | None = None,
     key: str = _keys.COMPARE,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return the table of :func:`stxtools.tl.compare`, filtered.
+    """Get the results of :func:`stxtools.tl.compare` as a DataFrame, optionally filtered.
 
     Examples
     --------
@@ -87,12 +87,12 @@ def describe(
     adata: AnnData, kind: str | None = None, *, group: str | Sequence[str] | None = None, fdr: float | None = None,
     key: str = _keys.DESCRIBE,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return a table of :func:`stxtools.tl.describe`: the summary of the compartments, or the evidence of one kind.
+    """Get the summary of :func:`stxtools.tl.describe`, or the evidence of one kind, as a DataFrame.
 
     Parameters
     ----------
     kind
-        ``"activity"`` (or a name that ``net`` was given) or ``"contact"`` for the evidence; by default the summary.
+        Evidence to get: ``"activity"`` (or a name given in ``net``) or ``"contact"``; by default the summary.
 
     Examples
     --------
@@ -117,23 +117,24 @@ def describe(
 
 @documented
 def evaluation(
-    adata: AnnData, metric: str | None = None, *, target: str | None = None, versus: str | None = None,
+    adata: AnnData, metric: Literal["accuracy", "precision", "recall", "auroc", "mse"] | None = None, *,
+    target: Literal["biomarker", "region", "expression"] | None = None, versus: str | None = None,
     per_seed: bool = False, key: str = _keys.EVALUATION,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return mean and standard deviation over seeds of what :func:`stxtools.tl.evaluate` measured.
+    """Get the metrics of :func:`stxtools.tl.evaluate` as mean and standard deviation over seeds.
 
-    The folds of a seed are averaged first; seeds, not folds, are the replicates.
+    The folds of a seed are averaged first: seeds, not folds, are the replicates.
 
     Parameters
     ----------
     versus
-        A model to compare the others with, seed by seed: adds ``difference`` and its standard error ``se``.
+        Model to compare the others with, paired by seed: adds ``difference`` and its standard error ``se``.
     per_seed
-        Return the seeds themselves, ``seed`` and ``value`` instead of ``mean``, ``sd`` and ``n``.
+        Whether to return one row per seed, with ``seed`` and ``value`` instead of ``mean``, ``sd`` and ``n``.
 
     Returns
     -------
-    A new table with one row per model, target, scheme, noise level and metric, and the columns ``model``, ``target``,
+    A DataFrame with one row per model, target, scheme, noise level and metric, and the columns ``model``, ``target``,
     ``scheme``, ``leaky``, ``noise``, ``metric``, ``mean``, ``sd`` (NaN for one seed), ``n`` (seeds), and with
     ``versus`` also ``difference`` and ``se``.
 
@@ -170,16 +171,16 @@ def track(
     adata: AnnData, table: Literal["links", "compartments", "regions"] = "links", *,
     event: str | Sequence[str] | None = None, fdr: float | None = None, key: str = _keys.TRACK,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return a table of :func:`stxtools.tl.track`.
+    """Get a table of :func:`stxtools.tl.track` as a DataFrame, optionally filtered.
 
     Parameters
     ----------
     table
-        ``"links"``: compartments of one time against those of the next. ``"compartments"``: each at each time, with its
-        lineage. ``"regions"``: the best counterparts of every region.
+        ``"links"``: all pairs of compartments of consecutive time points. ``"compartments"``: the compartments at each
+        time point, with their lineages. ``"regions"``: the best counterparts of each region.
     event
-        Keep links of these kinds: ``"continues"``, ``"splits"``, ``"merges"``, ``"appears"``, ``"disappears"``. All by
-        default, those between which there is no link (``"none"``) included.
+        Keep links of these kinds: ``"continues"``, ``"splits"``, ``"merges"``, ``"appears"``, ``"disappears"``,
+        ``"none"`` (pairs without a link). All by default.
 
     Examples
     --------
@@ -201,12 +202,12 @@ def trends(
     compartment: str | Sequence[str] | None = None, feature: str | Sequence[str] | None = None,
     fdr: float | None = None, values: bool = False, key: str = _keys.TRENDS,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return the table of :func:`stxtools.tl.trends`, filtered.
+    """Get the results of :func:`stxtools.tl.trends` as a DataFrame, optionally filtered.
 
     Parameters
     ----------
     values
-        Whether to add the log2 value of every subject, in columns named by the subjects.
+        Whether to add the log2 values of the subjects, one column per subject.
 
     Examples
     --------

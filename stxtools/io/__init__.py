@@ -1,12 +1,13 @@
-"""Reading vendors' folders and annotations; from and to SpatialData.
+"""Read sections and annotations, and convert to and from SpatialData.
 
-Every call of :mod:`stxtools.pp`, :mod:`stxtools.tl`, :mod:`stxtools.pl` and :mod:`stxtools.get` takes SpatialData in
-place of AnnData. It works on ``sdata.tables[table_key]`` (``"table"``), where its results land. Positions are
-``obsm["spatial"]`` of the table. Where there are none, or where you name ``coordinate_system=``, they are the centroids
-of the annotated shapes, labels or points in that system, ``"global"`` by default. Colour images that lie over these
-elements serve as images of the tissue. With ``copy=True`` the call returns SpatialData that shares all else.
+All functions of :mod:`stxtools.pp`, :mod:`stxtools.tl`, :mod:`stxtools.pl` and :mod:`stxtools.get` accept SpatialData
+in place of AnnData, with two more keyword arguments, ``table_key="table"`` and ``coordinate_system=None``. They read
+and write ``sdata.tables[table_key]``. Coordinates are ``obsm["spatial"]`` of the table. If there are none, or if
+``coordinate_system`` is given, they are the centroids of the annotated shapes, labels or points in that coordinate
+system (``"global"`` by default). RGB images that overlap these elements serve as tissue images. With ``copy=True`` a
+new SpatialData is returned that shares all other elements.
 
-:func:`~stxtools.io.read` needs spatialdata-io for vendors' folders: ``pip install "stxtools[io]"``.
+For the output folders of platforms, :func:`~stxtools.io.read` needs spatialdata-io: ``pip install "stxtools[io]"``.
 """
 
 from stxtools._lazy import attach

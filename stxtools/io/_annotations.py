@@ -42,33 +42,33 @@ _UNREADABLE = "has an annotation that cannot be read; draw it again"
 
 @documented
 def read_annotations(
-    adata: AnnData, path: str | os.PathLike[str], *, key_added: str = "annotation", library: str | None = None,
+    adata: AnnData, path: str | os.PathLike[str], *, key_added: str | None = None, library: str | None = None,
     scale: float = 1.0, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
-    """Read annotations of QuPath, Xenium Explorer or Loupe Browser as labels of the observations.
+    """Read annotations from QuPath, Xenium Explorer or Loupe Browser as labels of the observations.
 
-    - QuPath, GeoJSON: annotations with a class, or else a name. Lines (scribbles) and points label the spots that they
-      touch; detections and cells are ignored.
-    - Xenium Explorer, CSV: the coordinates of selections (in microns), or their cells.
-    - Loupe Browser, CSV: barcodes and a category.
+    - QuPath (GeoJSON): annotations with a class or, without one, a name. Lines (scribbles) and points label the spots
+      that they touch; detections and cells are ignored.
+    - Xenium Explorer (CSV): coordinates of selections in microns, or their cell ids.
+    - Loupe Browser (CSV): barcodes and one category.
 
-    An observation belongs to a shape that its centre lies in; where shapes overlap, to the smallest.
+    An observation gets the label of the shape that contains its centre; of overlapping shapes, the smallest counts.
 
     Parameters
     ----------
     path
-        The file.
-    key_added
-        Name of the column.
+        Annotation file: ``.geojson`` or ``.json`` (QuPath), or ``.csv``.
     library
-        The section that the file is of, where there are several; labels of the others stay.
+        Section that was annotated, if there are several; labels of the other sections are kept.
     scale
-        Pixels of the file per unit of ``obsm[spatial_key]``: 1 for an annotated full-resolution image of Visium,
-        ``tissue_hires_scalef`` for the small one, 1 / 0.2125 for QuPath on a Xenium image with positions in microns.
+        Pixels of the annotated image per unit of ``obsm[spatial_key]``: 1 for the full-resolution image of Visium,
+        ``tissue_hires_scalef`` for the hires image, 1 / 0.2125 for QuPath on a Xenium image (coordinates in microns).
+    library_key
+        Column of ``obs`` with the section of each observation; needed if there are several sections.
 
     Returns
     -------
-    None. Sets:
+    None. Sets the following fields:
 
     %(slots)s
 
@@ -120,20 +120,23 @@ def write_annotations(
     adata: AnnData, key: str, path: str | os.PathLike[str], *, library: str | None = None, scale: float = 1.0,
     spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
-    """Write the regions of a column as GeoJSON, which QuPath opens: one annotation per connected region.
+    """Write the regions of a categorical column as GeoJSON annotations for QuPath.
 
-    Annotations have the names and colours of the categories. :func:`read_annotations` restores the column.
+    Each connected region becomes one annotation with the name and colour of its category.
+    :func:`read_annotations` restores the column.
 
     Parameters
     ----------
     key
         Categorical column of ``obs``, such as ``"segment"``.
     path
-        The file to write, ``.geojson``. In QuPath: File, Import objects from file.
+        File to write, ``.geojson``. In QuPath, choose "File", "Import objects from file".
     library
-        The section to write, where there are several.
+        Section to write, if there are several.
     scale
         Pixels of the image per unit of ``obsm[spatial_key]``, as in :func:`read_annotations`.
+    library_key
+        Column of ``obs`` with the section of each observation; needed if there are several sections.
 
     Returns
     -------

@@ -35,26 +35,27 @@ _ELEMENT = "section"  # a name that SpatialData allows, whatever the section is 
 
 @filled
 def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
-    """Read a section: ``.h5ad``, AnnData or SpatialData zarr, or the output folder of a platform.
+    """Read a section from ``.h5ad``, zarr (AnnData or SpatialData) or the output folder of a platform.
 
-    A folder is recognised by its files: Space Ranger (Visium, Visium HD), Xenium, MERSCOPE or CosMx. Vendors' folders
-    are read with spatialdata-io: ``pip install "stxtools[io]"``.
+    Folders of Space Ranger (Visium, Visium HD), Xenium, MERSCOPE and CosMx are recognised by their files, and read with
+    spatialdata-io: ``pip install "stxtools[io]"``.
 
-    Positions are pixels of the full-resolution image for Visium and Visium HD, whose ``uns["spatial"]`` has images and
-    scale factors. They are microns for Xenium and MERSCOPE, and for CosMx where ``fov_positions_file`` has millimetres;
-    ``uns["spatial"][library]["metadata"]["unit"]`` says so. Control probes are not among the genes; those of MERSCOPE
-    and CosMx are in ``obsm["blank"]``.
+    Coordinates of Visium and Visium HD are pixels of the full-resolution image, and ``uns["spatial"]`` has images and
+    scale factors. Coordinates of Xenium and MERSCOPE are microns, as are those of CosMx if ``fov_positions_file`` has
+    millimetres; ``uns["spatial"][library]["metadata"]["unit"]`` is then ``"micron"``. Control probes are removed from
+    the genes; those of MERSCOPE and CosMx are stored in ``obsm["blank"]``.
 
     Parameters
     ----------
     path
-        File or folder. Space Ranger's is the run or its ``outs``.
+        File or folder; for Space Ranger the folder of the run, or its ``outs``.
     bin_size
-        Side of the bins of Visium HD, in microns.
+        Bin size of Visium HD in microns.
 
     Returns
     -------
-    AnnData with counts as sparse ``X``, ``obsm["spatial"]``, and ``uns["spatial"]`` with the name of the section.
+    AnnData with sparse counts in ``X``, coordinates in ``obsm["spatial"]``, and the section's entry in
+    ``uns["spatial"]``. A ``.h5ad`` or AnnData zarr is returned as stored.
 
     Examples
     --------

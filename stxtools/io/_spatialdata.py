@@ -27,26 +27,28 @@ OBSERVATIONS = "observations"
 def to_spatialdata(
     adata: AnnData, library_key: str | bool | None = None, *, spatial_key: str = _keys.SPATIAL
 ) -> SpatialData:
-    """Return the section and its results as SpatialData, for spatialdata-plot, napari or Vitessce.
+    """Convert AnnData with its results to SpatialData, for spatialdata-plot, napari or Vitessce.
 
-    Elements are aligned to ``"global"``, in the units of ``obsm[spatial_key]``, and with several sections also to a
-    coordinate system of each section's name. With several sections the names of elements end in ``_{section}``.
+    All elements are in the coordinate system ``"global"``, in the units of ``obsm[spatial_key]``. With several sections
+    each one also has its own coordinate system, and the names of elements end in ``_{section}``.
 
     Parameters
     ----------
+    adata
+        Annotated data matrix.
     library_key
-        Column of ``obs`` with the section of each observation; by default the one that the results were made with.
-        ``False``: all are one section.
+        Column of ``obs`` with the section of each observation; by default the one that the results were computed with.
+        ``False``: all observations are one section.
 
     Returns
     -------
     SpatialData with
 
-    - tables ``"table"``, a copy of the AnnData, and ``"regions"`` of :func:`stxtools.tl.region_graph`
-    - shapes ``"observations"``, circles that ``"table"`` annotates
-    - labels ``"segment"``, the mask of :func:`stxtools.tl.segment`, and those of its other ``key_added``
-    - shapes ``"segment_regions"``, the outline of each region with the column ``segment``; ``"regions"`` annotates them
-    - images ``"{library}_{name}"``, those of ``uns["spatial"]``
+    - tables ``"table"``, a copy of the AnnData, and ``"regions"``, the regions of :func:`stxtools.tl.region_graph`
+    - shapes ``"observations"``: circles, annotated by ``"table"``
+    - labels ``"segment"``: the mask of :func:`stxtools.tl.segment`, and one for each other ``key_added``
+    - shapes ``"segment_regions"``: outlines of the regions with the column ``segment``, annotated by ``"regions"``
+    - images ``"{library}_{name}"``: those in ``uns["spatial"]``
 
     Examples
     --------
@@ -77,24 +79,24 @@ def to_spatialdata(
 
 @filled
 def from_spatialdata(sdata: SpatialData, table_key: str = "table", *, coordinate_system: str | None = None) -> AnnData:
-    """Return a table of SpatialData as AnnData, with positions and images.
+    """Convert a table of SpatialData to AnnData, with spatial coordinates and images.
 
-    What :func:`to_spatialdata` made comes back equal, from zarr as well.
+    The output of :func:`to_spatialdata` is converted back without loss, also after writing it to zarr.
 
     Parameters
     ----------
     sdata
-        SpatialData, for instance of a reader of spatialdata-io or sopa.
+        SpatialData, for example from spatialdata-io or sopa.
     table_key
         Name of the table.
     coordinate_system
-        Take positions from the annotated elements in this system. By default they are ``obsm["spatial"]`` of the table,
-        or in ``"global"`` where there are none.
+        Coordinate system in which to take the centroids of the annotated elements. By default, coordinates are
+        ``obsm["spatial"]`` of the table or, without these, the centroids in ``"global"``.
 
     Returns
     -------
-    A copy of the table with ``obsm["spatial"]``, and in ``uns["spatial"]`` the colour images that lie over the
-    annotated elements, at most 2048 pixels wide or high.
+    AnnData: a copy of the table with ``obsm["spatial"]``, and ``uns["spatial"]`` with the RGB images that overlap the
+    annotated elements, downscaled to at most 2048 pixels per side.
 
     Examples
     --------

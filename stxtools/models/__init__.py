@@ -1,4 +1,4 @@
-"""Models: arrays and graphs in, arrays out; ``fit``, ``predict``, ``save``, ``load``."""
+"""Models on arrays and graphs, without AnnData: ``fit``, ``predict``, ``save``, ``load``."""
 
 from stxtools._lazy import attach
 

@@ -1,4 +1,4 @@
-"""Preparation: normalise, put observations on a raster, align sections, add noise."""
+"""Preprocessing: normalisation, rasters, registration of sections, noise and count splitting."""
 
 from stxtools._lazy import attach
 

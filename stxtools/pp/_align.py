@@ -45,30 +45,30 @@ _MIN_ANGLE = np.deg2rad(10.0)  # between them
 @progress_bar({**FEATURES, "aligning": 3})
 def align(
     adata: AnnData, reference: str | None = None, *, library_key: str | bool | None = None,
-    landmarks: Mapping[str, ArrayLike] | None = None, method: Method = "similarity", use_rep: str | None = None,
-    layer: str | None = None, spatial_key: str = _keys.SPATIAL, key_added: str | None = None, random_state: int = 0,
-    show_progress: bool | None = None, copy: bool = False,
+    landmarks: Mapping[str, ArrayLike] | None = None, method: Literal["rigid", "similarity", "affine"] = "similarity",
+    use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
+    key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Align sections by an affine map of each onto a reference section.
+    """Register sections to a reference section by a rigid, similarity or affine transformation.
 
-    With ``landmarks`` the map is their least-squares fit. Without, images of the tissue and of its smoothed expression
-    are registered: rotations, shifts and scales are searched and the best refined, on the correlation of the expression
-    images plus the overlap of the tissues. The sections must show about the same tissue, with structure, and none may
-    lie upside down; check ``uns["align"]["score"]`` and a plot. Images and masks in ``uns["spatial"]`` are not warped.
+    With ``landmarks`` the transformation is a least-squares fit. Without, images of smoothed expression are registered:
+    the search over rotations, shifts and scales maximises the correlation of the images plus the overlap of the
+    tissues. The sections must show similar, structured tissue, and none may be mirrored; check
+    ``uns["align"]["score"]`` and a plot. Images and masks are not transformed.
 
     Parameters
     ----------
     reference
-        Name of the section that stays; the first in order of their names if None.
+        Name of the reference section; by default the first in alphabetical order.
     landmarks
-        Section name -> coordinates of the same landmarks (m x 2) in the same order, for every section.
+        Mapping from every section to the coordinates of corresponding landmarks (m x 2), in the same order: at least
+        two, or three for ``method="affine"``.
     method
-        ``"rigid"`` (rotation, shift), ``"similarity"`` (and one scale) or ``"affine"`` (and shear). Two landmarks at
-        least, three for ``"affine"``.
+        ``"rigid"`` (rotation and translation), ``"similarity"`` (and isotropic scaling) or ``"affine"`` (and shear).
     use_rep
-        Key of ``obsm`` with features comparable across sections, instead of joint principal components.
+        Key of ``obsm`` with features comparable across sections; by default joint principal components.
     key_added
-        Name of the outputs in ``obsm`` and ``uns``; ``"spatial_aligned"`` and ``"align"`` if None.
+        Key of ``obsm`` and ``uns`` for the results; by default ``"spatial_aligned"`` and ``"align"``.
 
     Examples
     --------

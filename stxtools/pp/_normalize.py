@@ -34,29 +34,29 @@ def normalize(
     n_comps: int = N_COMPS, scale: bool = False, library_key: str | bool | None = None, random_state: int = 0,
     show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Normalise depth, take logarithms, select variable genes and compute principal components.
+    """Normalise counts, log-transform, select highly variable genes and compute a PCA.
 
-    The same as scanpy's functions in the usual order: :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`,
-    :func:`scanpy.pp.highly_variable_genes` (``seurat_v3`` on counts; ``seurat`` on log values where the data are not
-    integers) and :func:`scanpy.pp.pca` on the selected genes. Matrices stay sparse throughout. A dask array ``X`` stays
-    lazy; if it is large, genes and components come from a random sample of observations.
+    Equivalent to :func:`scanpy.pp.normalize_total`, :func:`scanpy.pp.log1p`, :func:`scanpy.pp.highly_variable_genes`
+    (``seurat_v3`` on counts, ``seurat`` if the values are not integers) and :func:`scanpy.pp.pca` on the selected
+    genes. Matrices stay sparse, and a dask array ``X`` stays lazy; if it is large, genes and components are computed
+    on a random sample of observations.
 
     Parameters
     ----------
     adata
-        Annotated data with raw counts (or volume-normalised, not logarithmic, expression).
+        Annotated data matrix with raw counts, or volume-normalised expression that is not log-transformed.
     target_sum
-        Depth of every observation after normalisation; the median depth if None.
+        Total counts of each observation after normalisation; by default the median of the totals before.
     n_top_genes
-        Number of variable genes, or all of a smaller panel; genes found in fewer than three observations are never
-        selected.
+        Number of highly variable genes; all genes of a smaller panel. Genes expressed in fewer than three observations
+        are never selected.
     n_comps
-        Number of principal components, at most one less than the number of observations or genes.
+        Number of principal components; at most one less than the number of observations or of selected genes.
     scale
-        Divide the selected genes by their standard deviation before the PCA. ``X`` is not scaled.
+        Whether to divide the selected genes by their standard deviation before the PCA. ``X`` is not scaled.
     library_key
-        Column of ``obs`` with the section of each observation: genes are ranked within sections of at least 20
-        observations (scanpy's ``batch_key``). ``False``: all are one.
+        Column of ``obs`` with the section of each observation: genes are ranked within each section of at least 20
+        observations (scanpy's ``batch_key``). By default, or if ``False``, in all observations together.
 
     Examples
     --------

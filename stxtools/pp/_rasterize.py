@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -11,28 +11,29 @@ from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._spatial.raster import Kind, rasterize_libraries
+from stxtools._spatial.raster import rasterize_libraries
 from stxtools._validate import array_positions, check_adata, check_key_added, check_number, fingerprint
 
 
 @documented
 def rasterize(
-    adata: AnnData, *, pixel_size: float | None = None, lattice: Kind = "auto", spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None, key_added: str | None = None, copy: bool = False,
+    adata: AnnData, *, pixel_size: float | None = None, lattice: Literal["auto", "hex", "square", "scattered"] = "auto",
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, key_added: str | None = None,
+    copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Give every observation its pixel on the raster of its section.
+    """Assign observations to the pixels of a raster of their section.
 
-    The hexagonal lattice of Visium becomes a raster without holes or doubled pixels (odd rows lie half a pixel further
-    along the columns); a square lattice stays square. The lattice is read from ``obs["array_row"]`` and
-    ``obs["array_col"]`` where they agree with the coordinates, else found from the coordinates. Scattered cells are
-    binned, two to a pixel on average, with the same pixel size in every section.
+    Each spot of a hexagonal (Visium) or square lattice gets its own pixel; hexagonal rows are shifted by half a pixel.
+    The lattice is taken from ``obs["array_row"]`` and ``obs["array_col"]`` if they agree with the coordinates, else
+    inferred from the coordinates. Scattered cells are binned, two per pixel on average, with the same pixel size in all
+    sections.
 
     Parameters
     ----------
     pixel_size
-        Width of the bins in units of the coordinates; with ``lattice="auto"`` all sections are then binned.
+        Width of the bins in units of the coordinates. If given, all sections are binned, lattices too.
     lattice
-        ``"auto"``, ``"hex"``, ``"square"`` or ``"scattered"`` (bins, whatever the observations form).
+        ``"hex"``, ``"square"``, ``"scattered"`` (always bin), or ``"auto"``: inferred for each section.
 
     Examples
     --------

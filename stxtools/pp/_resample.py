@@ -21,28 +21,28 @@ def add_noise(
     adata: AnnData, level: float, *, kind: Literal["gaussian", "counts"] = "gaussian", layer: str | None = None,
     use_rep: str | None = None, key_added: str | None = None, random_state: int = 0, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Add noise whose size is a fraction of the signal.
+    """Add noise to expression or to a representation, relative to its standard deviation.
 
-    ``kind="gaussian"`` adds ``level * sd * N(0, 1)`` with the standard deviation of the gene or feature. In an
-    expression matrix only stored values change and none below 0, so that sparse stays sparse; integers stay integers
-    (rounded at random). ``kind="counts"`` removes each molecule with probability ``level`` and gives every observation
-    as many back, drawn from the genes' shares in the whole data set.
+    ``kind="gaussian"`` adds ``level * sd * N(0, 1)`` with the standard deviation of each gene or feature. Only non-zero
+    values of an expression matrix change, and none below 0, so that it stays sparse; integers stay integers (stochastic
+    rounding). ``kind="counts"`` removes each molecule with probability ``level`` and replaces it by one drawn from the
+    gene frequencies of the whole data set, so that the depth of every observation stays the same.
 
     Parameters
     ----------
     level
-        Size of the noise, a fraction from 0 to 1.
+        Noise level, from 0 to 1.
     kind
         ``"gaussian"`` or ``"counts"`` (which needs integer counts).
     layer
-        Layer to read; by default ``X`` for Gaussian noise, and ``layers["counts"]`` where there is one for count noise.
+        Layer to use; by default ``X`` for Gaussian noise, and ``layers["counts"]`` if present for count noise.
     use_rep
-        Key of ``obsm`` to read instead of expression (Gaussian only).
+        Key of ``obsm`` to use instead of expression (Gaussian noise only).
     key_added
-        Name of the layer (``obsm`` entry with ``use_rep``) written with ``copy=False``, instead of ``"noise"``.
+        Key of the layer (with ``use_rep``, of ``obsm``) to write with ``copy=False``; by default ``"noise"``.
     copy
-        Return a copy whose ``X`` (or ``obsm[use_rep]``) is noised. It keeps no ``layers["counts"]``, ``raw`` or
-        ``obsm["X_pca"]`` without noise, which a later call could read.
+        Whether to return a copy with noise in ``X`` (or ``obsm[use_rep]``). ``layers["counts"]``, ``raw`` and
+        ``obsm["X_pca"]`` without noise are removed from it, so that later calls do not use them.
 
     Returns
     -------
@@ -85,26 +85,26 @@ def split_counts(
     adata: AnnData, fraction: float = 0.5, *, layer: str | None = None, key_added: str | None = None,
     random_state: int = 0, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Split counts into two parts that add up to them: find groups in one, test on the other.
+    """Split counts by binomial thinning into a part for clustering and a part for testing (Neufeld et al. 2024).
 
-    Clusters always differ in the genes they were found from, even in tissue without structure. Binomial thinning
-    (count splitting, Neufeld et al. 2024) assigns every molecule to one part or the other at random. The parts are
-    independent *where counts are Poisson* given the true expression. In over-dispersed counts a gene's parts correlate
-    by ``a * m / (2 + a * m)`` (mean m, variance ``m + a * m**2``, ``fraction=0.5``), and p-values stay optimistic. UMI
-    counts are near Poisson at the depths usual today; read counts without UMIs are not.
+    Clusters always differ in the genes that were used to find them, even in tissue without structure. Thinning assigns
+    each molecule to one of the two parts at random. The parts are independent *if counts are Poisson* given the true
+    expression. For over-dispersed counts, the parts of a gene correlate by ``a * m / (2 + a * m)`` (mean m, variance
+    ``m + a * m**2``, ``fraction=0.5``), and p-values remain optimistic. UMI counts are close to Poisson at usual
+    depths; read counts without UMIs are not.
 
     Parameters
     ----------
     fraction
-        Share of the molecules in the part to find groups in, between 0 and 1.
+        Expected share of the molecules in the part for clustering, between 0 and 1.
     key_added
-        Prefix of the layers' names instead of ``"split"``.
+        Prefix of the layers; by default ``"split"``.
     random_state
-        Seed. An observation's split depends on its name and not on its row.
+        Random seed. The split of an observation depends on its name, not on the order of rows.
 
     %(returns)s
 
-    From its parameters :func:`stxtools.tl.biomarkers` knows that groups were found in the other part.
+    :func:`stxtools.tl.biomarkers` reads these parameters to recognise that groups were found in the other part.
 
     Examples
     --------

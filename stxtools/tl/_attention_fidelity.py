@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,33 +29,35 @@ _METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random"
 @documented
 @progress_bar({"loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6})
 def attention_fidelity(
-    adata: AnnData, model: str | os.PathLike[str] | TissueNet, *, task: str | None = None, of: str = "ensemble",
+    adata: AnnData, model: str | os.PathLike[str] | TissueNet, *,
+    task: Literal["biomarker", "classification"] | None = None, of: Literal["ensemble", "network"] = "ensemble",
     methods: Sequence[str] = _METHODS, shares: Sequence[float] = (0.2, 0.4, 0.6, 0.8), max_regions: int = 200,
     layer: str | None = None, regions_key: str = _keys.REGIONS, spatial_key: str = _keys.SPATIAL, random_state: int = 0,
     show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Measure the faithfulness of attention: how far predictions depend on the edges it points at.
+    """Measure the faithfulness of attention: how much predictions depend on the edges with high attention.
 
-    The edges that lead to a region are ordered by a score. The first ones are removed, or kept alone, and the change of
-    the region's class probabilities is measured; the same with whole regions, whose features are replaced by the
-    average. In a faithful order, removing changes the prediction much and keeping little. The input of the graph
-    network and the other members of the ensemble are held fixed.
+    The incoming edges of a region are ranked by a score. The top edges are removed, or all others are, and the change
+    in the region's class probabilities is measured; likewise for whole regions, whose features are replaced by the
+    mean. For a faithful score, removing the top edges changes predictions much, and keeping only them changes little.
+    The input of the graph network and the other members of the ensemble are held fixed.
 
     Parameters
     ----------
     task
-        ``"biomarker"`` or ``"classification"``; by default the last one that the model was trained for.
+        ``"biomarker"`` or ``"classification"``; by default the last task that the model was trained for.
     of
-        Whose prediction: ``"ensemble"``, what :func:`multitask` writes for a section without labels, or ``"network"``.
+        Prediction to explain: ``"ensemble"``, as :func:`multitask` writes it for sections without labels, or
+        ``"network"``, that of the network alone.
     methods
-        Scores to compare: ``"attention"`` (last layer), ``"attention_gradient"`` (derivative of the logit by a gate on
-        the edge's messages in all layers), ``"occlusion"`` (change without the edge), ``"gradient"`` (length of the
-        gradient in the neighbour's features), ``"random"``. The first one but attention is written as the corrected
-        attention.
+        Scores to compare: ``"attention"`` (of the last layer), ``"attention_gradient"`` (derivative of the logit with
+        respect to a gate on the edge's messages in all layers), ``"occlusion"`` (change on removal of the edge),
+        ``"gradient"`` (norm of the gradient with respect to the neighbour's features), ``"random"``. The first one
+        other than ``"attention"`` is stored as corrected attention.
     shares
-        Shares of the edges, or of the regions, that are removed or kept.
+        Shares (0 to 1) of the edges, or of the regions, that are removed or kept.
     max_regions
-        Most regions of a section whose predictions are examined; drawn at random.
+        Maximum number of regions per section to examine, drawn at random.
 
     Examples
     --------
@@ -83,7 +85,7 @@ def attention_fidelity(
         raise ValueError("`methods` and `shares` must each have at least one value.")
     regions = Regions(adata, regions_key, spatial_key)
     fitted: TissueNet = model_of(model, "TissueNet")
-    task, weight = _task_and_weight(fitted, task, of)
+    explained, weight = _task_and_weight(fitted, task, of)
 
     read = tissue_input(adata, fitted, layer)
     sections = read.sections(regions)
@@ -94,7 +96,7 @@ def attention_fidelity(
     saliency = np.full(adata.n_obs, np.nan, dtype=np.float32)
     with progress(len(sections) * len(methods), "removing edges", show_progress) as bar:
         for i, section in enumerate(sections):
-            attribution = RegionAttribution(fitted, section, task, network_only=of == "network")
+            attribution = RegionAttribution(fitted, section, explained, network_only=of == "network")
             saliency[regions.where.parts[i][section.region >= 0]] = attribution.saliency()
             degree = np.bincount(attribution.target, minlength=attribution.n)
             sample = np.sort(rng.permutation(np.flatnonzero(degree > 0))[:max_regions])
@@ -119,7 +121,7 @@ def attention_fidelity(
     slots.uns[key] = {
         "table": pd.DataFrame(rows),
         "params": provenance(
-            task=task, methods=methods, shares=np.asarray(shares, dtype=float), max_regions=max_regions,
+            task=explained, methods=methods, shares=np.asarray(shares, dtype=float), max_regions=max_regions,
             layer=layer, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
             corrected=corrected, of=of, network_weight=weight, **read.record,
         ),

@@ -27,32 +27,31 @@ def compare(
     layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
     key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Compare compartments between conditions: their shares, their contacts and the genes within them.
+    """Test for differences between conditions in compartment shares, contacts and gene expression.
 
-    The subject (patient, animal) is the unit, however many sections and observations it has. Three kinds of values
-    are made for every subject, as log2:
+    The subject (patient, animal) is the replicate, whatever its number of sections and observations. Three kinds of
+    values are computed for each subject, on a log2 scale:
 
-    - ``"share"``: the part of the subject's observations that lies in a compartment;
-    - ``"contact"``: the number of neighbours between two compartments, over that expected of compartments of this
-      size that are mixed at random;
-    - ``"expression"``: the counts of a gene in a compartment, summed over observations (pseudobulk) and divided by
-      their total, per million.
+    - ``"share"``: fraction of the subject's observations in a compartment;
+    - ``"contact"``: number of neighbours between two compartments, relative to the number expected if they were mixed
+      at random;
+    - ``"expression"``: pseudobulk counts of a gene in a compartment, per million.
 
-    Contacts and genes count where a subject has 10 observations in the compartment. A gene is tested where as many
-    express it, in as many subjects as the smaller side has.
+    Contacts and expression need at least 10 observations of the subject in the compartment. A gene is tested if at
+    least 10 observations express it, in at least as many subjects as the smaller condition has.
 
-    Each value is compared by a moderated t-test (limma, Smyth 2004; propeller, Phipson et al. 2022), calibrated by
-    permuting the subjects; with fewer than three on a side there is an interval, but no p-value. Subjects that have
-    both conditions (before and after, tumour and normal, each in sections of their own) are compared within themselves.
+    Each value is tested by a moderated t-test (limma, Smyth 2004; propeller, Phipson et al. 2022), calibrated by
+    permuting subjects. With fewer than three subjects in a condition there is a confidence interval, but no p-value.
+    Subjects with both conditions (before and after, tumour and normal, in separate sections) enter as pairs.
 
     Parameters
     ----------
     condition_key
         Column of ``obs`` with the condition of each observation. A section has one condition.
     reference
-        Condition that the others are compared with; by default the first.
+        Condition to compare the others with; by default the first category.
     library_key
-        Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
+        Column of ``obs`` with the section of each observation; by default that of the call that wrote ``groupby``.
 
     Examples
     --------

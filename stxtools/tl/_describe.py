@@ -59,32 +59,32 @@ def describe(
     spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, n_null: int = 400,
     key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Describe each compartment: its markers, its active gene sets, its ligand-receptor pairs, and a short name.
+    """Annotate compartments with markers, gene set activity and ligand-receptor pairs, and propose names.
 
-    Markers are those of :func:`biomarkers`, which is called first. Pathways, transcription factors or cell types are
-    scored in every observation (decoupler's univariate linear model). A ligand in one compartment and its receptor in
-    the neighbours across a border give a score at each observation of the border. These values are tested like genes:
+    Markers are those of :func:`biomarkers`, which must be run first. Gene sets (pathways, regulons, cell types) are
+    scored for each observation by decoupler's univariate linear model. Ligand-receptor pairs are scored at the borders
+    between compartments: the ligand in one and the receptor in neighbours of the other. Scores are tested like genes,
     against random regions; groups of :func:`segment` are found again in half of the counts. A contact is compared with
-    all other borders or, where there is none, with its other side. Gene sets and pairs need ``pip install
+    all other borders or, if there are none, with its opposite side. Gene sets and pairs need ``pip install
     'stxtools[describe]'``.
 
     Parameters
     ----------
     net
-        Gene sets in decoupler's layout (``source``, ``target``, and ``weight`` if there is one), such as
-        :func:`stxtools.datasets.hallmark_gene_sets` or ``decoupler.op.progeny()``: a DataFrame or a path (csv, tsv,
-        parquet, gmt), or a dict of several by name.
+        Gene sets in decoupler's format (columns ``source``, ``target`` and optionally ``weight``), such as
+        :func:`stxtools.datasets.hallmark_gene_sets` or ``decoupler.op.progeny()``: a DataFrame, a path (csv, tsv,
+        parquet, gmt), or a dict from names to several of these.
     resource
-        Pairs of ``ligand`` and ``receptor`` (subunits joined by ``_``): a DataFrame, a path, or the name of one of
-        liana's resources (``"consensus"``, ``"mouseconsensus"``).
+        Ligand-receptor pairs (columns ``ligand`` and ``receptor``, subunits joined by ``_``): a DataFrame, a path, or
+        the name of a resource of liana (``"consensus"``, ``"mouseconsensus"``).
     biomarkers_key
         Key of ``uns`` with the table of :func:`biomarkers` for ``groupby``.
     library_key
-        Column of ``obs`` with the section of each observation; by default as in the call that wrote ``groupby``.
+        Column of ``obs`` with the section of each observation; by default that of the call that wrote ``groupby``.
 
     %(returns)s
 
-    To accept the names: ``adata.obs["name"] = adata.obs[groupby].map(adata.uns["describe"]["proposed_name"])``.
+    To use the proposed names: ``adata.obs["name"] = adata.obs[groupby].map(adata.uns["describe"]["proposed_name"])``.
 
     Examples
     --------

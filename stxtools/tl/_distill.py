@@ -31,28 +31,27 @@ def distill(
     params: SegmenterParams | Mapping[str, Any] | None = None, random_state: int = 0, accelerator: str = "auto",
     devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Train a small network to predict what a trained framework (:func:`~stxtools.tl.multitask`) does.
+    """Distil a trained model of :func:`~stxtools.tl.multitask` into a small student network (Hinton et al. 2015).
 
-    The student is a two-layer perceptron on spatial means of the features at a few scales (as in GLNN, Zhang et al.
-    2022). It learns the teacher's class probabilities on ``adata`` (Hinton et al. 2015), and reads the framework's
-    components and a few more axes of the genes. ``st.tl.multitask(new, "disease", "layer", model="student.stx")`` then
-    predicts from the raster alone, without compartments or a region graph; it predicts no genes and embeds no regions.
+    The student is a two-layer perceptron on the features smoothed at several spatial scales (as in GLNN, Zhang et al.
+    2022). It learns the teacher's class probabilities on ``adata``. ``st.tl.multitask(new, "disease", "layer",
+    model="student.stx")`` then predicts from the raster, without compartments or a region graph. A student predicts
+    classes only: no gene expression and no embeddings.
 
     Parameters
     ----------
     adata
-        One or several sections like those that the student will be applied to, with a region graph; labels are not
-        needed.
+        Annotated data matrix with a region graph, of tissue like that to which the student will be applied. Labels
+        are not needed.
     library_key
-        Column of ``obs`` with the section of each observation; it must name the sections of the region graph.
-        ``False``: all observations are one section.
+        Column of ``obs`` with the section of each observation: the one of the region graph, which is the default.
     params
-        Fields of :class:`stxtools.models.SegmenterParams` that a :class:`stxtools.models.TissueStudent` reads:
-        ``width``, ``sigmas``, ``epochs``, ``patience``, ``lr``, ``weight_decay``.
+        :class:`stxtools.models.SegmenterParams`, or a mapping of some of its fields, of which the student uses
+        ``width``, ``sigmas``, ``epochs``, ``patience``, ``lr`` and ``weight_decay``.
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Writes the student's file and sets:
+    None, or the modified copy with ``copy=True``. Saves the student and sets the following fields:
 
     %(slots)s
 

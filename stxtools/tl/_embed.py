@@ -29,12 +29,12 @@ def embed(
     accelerator: str = "auto", devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Embed regions with a graph network that reconstructs masked regions from their neighbours.
+    """Embed regions with a self-supervised graph neural network (GATv2, Brody et al. 2022).
 
-    Nodes are the regions of :func:`region_graph` with the mean representation of their observations (and the U-Net's
-    features where :func:`segment` wrote them). The network passes messages (GATv2, Brody et al. 2022; or, with
-    ``params={"conv": "sum"}``, the plain sum over the neighbours) and reads the section's embedding Z. No labels are
-    used.
+    Nodes are the regions of :func:`region_graph`. Their features are the mean representation of their observations,
+    and the U-Net features if :func:`segment` wrote them. The network learns to reconstruct masked regions from their
+    neighbours, without labels, and pools the regions into one embedding Z of each section.
+    ``params={"conv": "sum"}`` replaces attention by a plain sum over neighbours.
 
     Examples
     --------

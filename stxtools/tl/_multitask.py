@@ -44,31 +44,33 @@ def multitask(
     random_state: int = 0, accelerator: str = "auto", devices: int | str = 1, show_progress: bool | None = None,
     key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    r"""Predict biomarker state, tissue class and held-out genes with a network and a stacked ensemble.
+    r"""Predict biomarker state, tissue class and gene expression with a multi-task network in a stacked ensemble.
 
-    A U-Net on the raster and a graph network on the regions are trained together on :math:`L = \alpha L_{biomarker} +
-    \beta L_{classification} + \gamma L_{expression}` and predict in an ensemble. Predictions on labelled observations
-    do *not* estimate the accuracy on new tissue.
+    A U-Net on the raster and a graph network on the regions are trained jointly on :math:`L = \alpha L_{biomarker} +
+    \beta L_{classification} + \gamma L_{expression}`, and combined with simpler models. Predictions on labelled
+    observations do *not* estimate the accuracy on new tissue; use :func:`evaluate`.
 
     Parameters
     ----------
     biomarker_key, region_key
-        Column of ``obs`` with the classes to predict, missing where unknown; None leaves the task out.
+        Columns of ``obs`` with the classes to predict, missing where unknown; None omits the task.
     expression
-        Genes to predict in a third task; they are kept out of the input.
+        Genes to predict as a third task; they are excluded from the input.
     expression_key
-        Boolean column of ``obs``: where the genes may be learned from.
+        Boolean column of ``obs``: the observations from which the genes are learned; by default all.
     model
-        A saved model (path) or a fitted :class:`stxtools.models.TissueNet`, applied without training; the two keys then
-        only name the outputs. Or its student (:func:`distill`), which needs no region graph and predicts classes.
+        Model to apply without training: path, or a fitted :class:`stxtools.models.TissueNet`. The keys then only name
+        the outputs. A student (:func:`distill`) needs no region graph and predicts classes only.
+    library_key
+        Column of ``obs`` with the section of each observation: the one of the region graph, which is the default.
     ensemble
-        Members: ``"network"``, ``"linear"``, ``"trees"``, ``"label_propagation"``, and, in sections without labels,
-        ``"genes"``, which reads genes standardised within each. Or ``"auto"``: all in their place, but a network that
-        has not converged; ``"genes"`` alone for sections without labels where three have some.
+        Members: ``"network"``, ``"linear"``, ``"trees"``, ``"label_propagation"`` and, for sections without labels,
+        ``"genes"`` (linear, on genes standardised within sections). ``"auto"``: all that apply, without a network
+        that has not converged; ``"genes"`` alone for sections without labels if three or more sections have labels.
 
     Returns
     -------
-    None, or the changed copy with ``copy=True``. Sets, with both ``{key}``:
+    None, or the modified copy with ``copy=True``. Sets the following fields, for both keys as ``{key}``:
 
     %(slots)s
 

@@ -30,26 +30,26 @@ def pretrain(
     params: SegmenterParams | Mapping[str, Any] | None = None, random_state: int = 0, accelerator: str = "auto",
     devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | list[AnnData] | None:  # fmt: skip
-    """Pretrain the U-Net of :func:`~stxtools.tl.segment` on many sections, without labels.
+    """Pretrain the U-Net of :func:`~stxtools.tl.segment` on unlabelled sections.
 
-    The genes that all data share are reduced to common principal components, centred within each data set. The U-Net
-    learns to reconstruct masked parts of the rasters (He et al. 2022), or to recognise two views of one place (SimCLR,
-    Chen et al. 2020). ``segment(new, pretrained="brain.stx")`` starts from it, with or without labels.
+    Shared genes are reduced to common principal components, centred within each data set. The U-Net learns to
+    reconstruct masked parts of the rasters (He et al. 2022), or to match two views of one location (SimCLR, Chen et al.
+    2020). ``segment(new, pretrained="tissue.stx")`` starts its training from the saved model, with or without labels.
 
     Parameters
     ----------
     adata
-        One AnnData or several: other donors, depths and platforms, too.
+        One AnnData or a list of several, which may differ in donor, depth and platform.
     use_rep
-        Key of ``obsm`` that all data have, of equal width, instead of expression.
+        Key of ``obsm`` to use instead of expression; all data sets need it, with the same number of columns.
     params
-        :class:`stxtools.models.SegmenterParams` or a mapping of some of its fields: ``pretrain`` names the objective,
-        ``pretrain_epochs`` how long.
+        :class:`stxtools.models.SegmenterParams`, or a mapping of some of its fields; ``pretrain`` is the objective,
+        ``pretrain_epochs`` the number of epochs.
 
     Returns
     -------
-    None, or the changed copy (a list for several AnnData) with ``copy=True``. Writes the model file and sets in every
-    AnnData:
+    None, or the modified copy (a list for several AnnData) with ``copy=True``. Saves the model and sets the following
+    fields of each AnnData:
 
     %(slots)s
 

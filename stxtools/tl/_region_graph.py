@@ -40,25 +40,26 @@ def region_graph(
     layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
     random_state: int = 0, key_added: str | None = None, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Split compartments into connected regions and join the regions that touch into a graph.
+    """Split compartments into connected regions and build the adjacency graph of the regions.
 
-    A region is a set of observations of one compartment and one section, connected through spatial neighbours. The
-    result is an AnnData with a row for each region, on which scanpy and squidpy work unchanged.
+    A region is a set of observations of one compartment and one section that are connected through spatial
+    neighbours. The result is an AnnData with one row per region, which scanpy and squidpy functions accept.
 
     Parameters
     ----------
     segment_key
-        Column of ``obs`` with the compartments, or any other classes; observations without one belong to no region.
+        Column of ``obs`` with the compartments, or any other classes; missing values belong to no region.
     max_size
-        Most observations of a region: larger ones are cut into connected parts of similar size. None leaves them whole.
+        Maximum number of observations in a region; larger regions are split into connected parts of similar size.
+        None: no limit.
     connectivity_key
-        Key of ``obsp`` with spatial neighbours to use, such as squidpy's ``"spatial_connectivities"``. By default
-        lattice neighbours, or a trimmed Delaunay triangulation for scattered cells.
+        Key of ``obsp`` with spatial neighbours, such as squidpy's ``"spatial_connectivities"``. By default lattice
+        neighbours, or for scattered cells a Delaunay triangulation without long edges.
     library_key
-        Column of ``obs`` with the section of each observation; by default as in :func:`segment`. Neither a region nor
-        an edge crosses sections. ``False``: all observations are one section.
+        Column of ``obs`` with the section of each observation; by default that of the call that wrote
+        ``segment_key``. Regions and edges never cross sections. ``False``: all observations are one section.
     key_added
-        Name of the AnnData in ``uns`` instead of ``"regions"``; the column of ``obs`` is then ``"{key_added}_region"``.
+        Key of ``uns`` for the AnnData; by default ``"regions"``. Regions are then in ``obs["{key_added}_region"]``.
 
     Examples
     --------

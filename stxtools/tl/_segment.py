@@ -50,32 +50,34 @@ def segment(
 ) -> AnnData | None:  # fmt: skip
     """Segment tissue into compartments with a U-Net (Ronneberger et al. 2015) on the expression raster.
 
-    It learns pseudo-labels, of mixtures (patients alone, then clusters that are alike joined) or discriminant analyses.
+    It learns pseudo-labels of Gaussian mixtures, fitted by batch and matched, or with labels of discriminant analyses.
 
     Parameters
     ----------
     n_segments
-        Number of compartments. Without it and labels, that of 2 to 12 with the lowest BIC; 1 without spatial structure.
+        Number of compartments. By default, without labels: from 2 to 12 by BIC, or 1 if there is no spatial structure.
     labels_key
-        Column of ``obs`` with class names where known and missing values elsewhere.
+        Column of ``obs`` with known classes; missing values where a class is unknown.
     keep_labels
-        Whether labelled observations keep their label, whatever the U-Net predicts for them.
+        Whether labelled observations keep their label instead of the predicted class.
     class_shares
-        With ``labels_key``: approximate shares of the tissue by class, such as ``{"Layer4": 0.08}``, of all or some.
+        With ``labels_key``: approximate share of the tissue for some or all classes, such as ``{"Layer4": 0.08}``.
     abstain_below
-        Confidence, from 0 to 1, below which an observation gets no compartment (missing; background in the mask).
+        Confidence (0 to 1) below which an observation gets no compartment: missing, and background in the mask.
     model
-        Path or Segmenter, or a name of :func:`stxtools.models.available`, applied without training; labels correct it.
+        Trained model to apply: path, Segmenter or name in :func:`stxtools.models.available`. Labels correct it.
     adapt
-        Whether such a model adapts to each section's own components; it does from 760 observations.
+        Whether ``model`` adapts to the components of each section (of 760 observations or more).
     save_model
-        Where to write the trained model (``"brain.stx"``). It reads other sections' expression, or their ``use_rep``.
+        Path to which the trained model is saved. On other sections it needs expression, or the same ``use_rep``.
     pretrained
-        A model of :func:`pretrain` (path), or any fitted one, from which training starts; it brings its genes along.
+        Path of a model of :func:`pretrain`, or a fitted Segmenter, from which training starts, with its genes.
     use_rep
-        Key of ``obsm`` to read, or ``"X"``. By default ``X_pca`` if there, else a PCA of the variable genes.
+        Key of ``obsm`` to use, or ``"X"``; by default ``"X_pca"`` if present, else a PCA of highly variable genes.
     image_key
-        Image in ``uns["spatial"][library]["images"]`` whose colours at the observations are six more channels.
+        Image in ``uns["spatial"][library]["images"]`` whose colours are used as six additional features.
+    params
+        :class:`stxtools.models.SegmenterParams`, or a mapping of some of its fields.
 
     Examples
     --------

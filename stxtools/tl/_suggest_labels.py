@@ -20,22 +20,24 @@ def suggest_labels(
     key: str = _keys.SEGMENT, labels_key: str | None = None, spatial_key: str = _keys.SPATIAL,
     library_key: str | bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Name the observations whose labels would help the segmentation most.
+    """Suggest which observations to label next (active learning).
 
-    They are taken one by one, each with the largest product of doubt and distance. Doubt is a small margin between the
-    two most probable classes, averaged over spatial neighbours (uncertainty sampling, Lewis & Gale 1994); distance is
-    that from everything labelled or suggested already (farthest-first traversal, Gonzalez 1985).
+    Observations are selected one by one by the largest product of uncertainty and distance. Uncertainty is one minus
+    the margin between the two most probable classes, averaged over spatial neighbours (uncertainty sampling, Lewis and
+    Gale 1994). Distance is that to the nearest observation already labelled or selected in the section (farthest-first
+    traversal, Gonzalez 1985), up to a tenth of its extent.
 
     Parameters
     ----------
     n
-        How many observations to name.
+        Number of observations to suggest.
     key
-        ``"segment"``, or the ``key_added`` of :func:`segment`.
+        Key of the segments, the ``key_added`` of :func:`segment`.
     labels_key
-        Column of ``obs`` with the labels there are; by default the one that :func:`segment` used.
+        Column of ``obs`` with the existing labels; by default the one that :func:`segment` used, if any.
     library_key
-        Column of ``obs`` with the section of each observation; by default as in :func:`segment`.
+        Column of ``obs`` with the section of each observation; by default the one that :func:`segment` used.
+        ``False``: all observations are one section.
 
     Examples
     --------

@@ -56,23 +56,23 @@ def track(
     max_regions: int = 200, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
     key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Match the compartments of each time with those of the next: what continues, splits, merges, appears, disappears.
+    """Track compartments across time points by optimal transport: which continue, split, merge, appear or disappear.
 
-    Regions of the sections of two consecutive times are coupled by fused unbalanced Gromov-Wasserstein transport
-    (Thual et al. 2022): expression, standardised within sections, and distances along the region graph, in which no
-    rotation and no scale matters. Mass that fits nowhere is left out. Names of compartments are compared within a time
-    only. It is a correspondence, not a descent: sections of different animals share no cell. Needs the package POT
-    (``pip install 'stxtools[time]'``). Several sections per time make it much safer.
+    Regions of two consecutive time points are matched by fused unbalanced Gromov-Wasserstein transport (Thual et al.
+    2022) of expression, standardised within sections, and of distances along the region graph, which do not depend on
+    rotation or scale. Mass without a counterpart stays unmatched. Compartment names need not agree between time points.
+    Matches are correspondences, not lineages of cells: the sections come from different animals. Several sections per
+    time point make them much more reliable. Needs the package POT: ``pip install 'stxtools[time]'``.
 
     Parameters
     ----------
     subject_key
-        Column of ``obs`` with the subject of each section. Where subjects come back at the next time, only sections of
-        one subject are matched; by default every section with every one of the next time.
+        Column of ``obs`` with the subject of each section. If subjects recur at the next time point, only sections of
+        the same subject are matched; by default all pairs of sections are.
     max_regions
-        Most regions of a section: where there are more, regions of one compartment that touch are joined.
+        Maximum number of regions per section; if there are more, adjacent regions of a compartment are merged.
     library_key
-        Column of ``obs`` with the section of each observation; by default that of the region graph.
+        Column of ``obs`` with the section of each observation: the one of the region graph, which is the default.
 
     Examples
     --------

@@ -27,22 +27,23 @@ def trends(
     layer: str | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
     key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Test trends of compartments over time: their shares, areas and contacts, and the genes within them.
+    """Test compartment shares, areas, contacts and gene expression for trends over time.
 
-    The subject (animal, donor) is the unit, however many sections and observations it has, and has one time. The values
-    are those of :func:`compare`, and ``"area"``: the mean area of a compartment in a subject's sections, as log2.
+    The subject (animal, donor) is the replicate, whatever its number of sections and observations, and belongs to one
+    time point. The values are those of :func:`compare`, and ``"area"``: log2 of the mean area of a compartment in the
+    sections of a subject.
 
-    Each value is regressed on time, with a moderated variance (limma, Smyth 2004), calibrated by permuting subjects;
-    with fewer than three before or after the middle of the time range there is an interval, but no p-value.
-    ``pvals_order`` asks for an order alone, linear or not (Jonckheere 1954, Terpstra 1952).
+    Each value is regressed on time with a moderated variance (limma, Smyth 2004), calibrated by permuting subjects.
+    With fewer than three subjects in either half of the time range there is a confidence interval, but no p-value.
+    ``pvals_order`` tests for a monotonic trend, linear or not (Jonckheere 1954, Terpstra 1952).
 
     Parameters
     ----------
     groupby
-        Column of ``obs`` with the compartments; equal names mean the same compartment at all times. The column that
-        :func:`track` writes is one. Observations without a compartment are left out.
+        Column of ``obs`` with compartments that have the same names at all time points, such as the one that
+        :func:`track` writes. Observations without a compartment are ignored.
     library_key
-        As in :func:`compare`.
+        Column of ``obs`` with the section of each observation; by default that of the call that wrote ``groupby``.
 
     Examples
     --------

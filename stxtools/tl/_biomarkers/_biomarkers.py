@@ -43,48 +43,49 @@ def biomarkers(
     alternative: Literal["two-sided", "greater", "less"] = "two-sided", covariates: str | Sequence[str] | None = None,
     protect: Literal["thinning"] | None = "thinning", attribution_model: str | os.PathLike[str] | Segmenter | TissueNet
     | Sequence[str | os.PathLike[str] | Segmenter | TissueNet] | None = None, layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, method: str = "random_regions",
-    n_null: int = 400, key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None,
-    copy: bool = False,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    method: Literal["random_regions"] = "random_regions", n_null: int = 400, key_added: str | None = None,
+    random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Rank the genes that mark each group, with a false discovery rate that holds on tissue.
+    """Rank marker genes of groups, with a false discovery rate that is calibrated under spatial autocorrelation.
 
-    Neighbouring spots are alike: a smooth region differs from the rest in many genes by chance. A mean difference is
-    compared with that of *random regions* of the section, as large, smooth and patchy. Sections (patients) are the
-    unit of replication. A second test asks which genes differ more than the mixture of cells in the group explains.
+    Neighbouring spots are similar, so that any compact region differs from the rest in many genes by chance. The
+    difference in means is compared with that of *random regions* of the same size and smoothness in the same section.
+    Sections (patients) are the replicates. A second test asks whether a gene differs more than composition explains.
 
     Parameters
     ----------
     adata
-        Annotated data: counts, linear or log expression, in memory, in a file or as a dask array.
+        Annotated data matrix with counts, linear or log expression; in memory, backed, or as a dask array.
     groupby
-        Column of ``obs`` with the groups; observations where it is missing are left out.
+        Column of ``obs`` with the groups; observations with a missing value are ignored.
     groups
-        The groups to test, or ``"all"``: of two groups that is the second one, with the first as its reference.
+        Groups to test. ``"all"`` of two groups tests the second one against the first.
     reference
-        ``"rest"`` (all other observations with a group), or the name of a group.
+        Group to compare with, or ``"rest"``: all other observations with a group.
     alternative
-        ``"greater"`` asks for higher genes only, ``"less"`` for lower ones, which then stand first.
+        ``"greater"`` tests for higher expression only, ``"less"`` for lower; genes are ranked accordingly.
     covariates
-        What effects are adjusted for: keys of ``obs`` or ``obsm``, or ``"composition"`` (expression components made
-        without the tested gene), which exchanges the two tests; or a list of those. None: the total effect.
+        Keys of ``obs`` or ``obsm`` to adjust for, or ``"composition"``, which swaps the two tests; by default none.
     attribution_model
-        Segmenter or TissueNet of the groups (or several; paths) that ``attribution`` explains; else a linear probe.
+        One or more models of the groups to explain (path, Segmenter, TissueNet); by default a linear probe.
+    library_key
+        Column of ``obs`` with the section of each observation; by default that of the call that wrote ``groupby``.
     method
-        ``"random_regions"``, the test above.
+        ``"random_regions"``, the only one.
 
     %(returns)s
 
     Columns of the table: ``group``, ``names``, ``scores``, ``logfoldchanges``, ``pvals``, ``pvals_adj``, those of the
-    other test (``scores_composition``, ``pvals_composition``, ``pvals_adj_composition``, or ``..._total``),
+    second test (``scores_composition``, ``pvals_composition``, ``pvals_adj_composition``, or ``..._total``),
     ``beyond_composition``, ``pct_nz_group``, ``pct_nz_reference``, ``ci_low``, ``ci_high``, ``certain_logfoldchanges``,
-    ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``; see the method page.
-    NaN: the other test between libraries; limits where test and fold change differ in sign or ``abs(scores) < 0.1``.
+    ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``; see the method page. NaN: the
+    second test between sections; limits if score and fold change differ in sign, or ``abs(scores) < 0.1``.
 
     Warns
     -----
     UserWarning
-        Groups were found in the same expression and not, or poorly, protected; are not tested; or have one library.
+        If groups were found in the tested expression and are not well protected, are too small, or in one section only.
 
     Examples
     --------

@@ -54,36 +54,36 @@ def evaluate(
     library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto",
     show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Measure how well models predict held-out parts of the tissue, over folds, seeds and noise levels.
+    """Benchmark models on held-out tissue, over folds, seeds and noise levels.
 
-    Labels of the test observations are removed before any model sees the data; expression and coordinates stay. Genes
-    and components are chosen without labels, and with ``scheme="library"`` from the training sections alone.
+    Labels of test observations are removed before models see the data; expression and coordinates stay. Genes and
+    components are selected without labels, and with ``scheme="library"`` from the training sections only.
 
     Parameters
     ----------
     adata
-        Annotated data with labels; observations without a label are neither learned from nor counted.
+        Annotated data matrix with labels; observations without a label are used neither for training nor for testing.
     models
-        Names, by default all but ``"logistic"``: ``"framework"`` (:func:`multitask` and what it needs), ``"unet"``
-        alone, ``"gnn"`` on the observations, ``"random_forest"`` on each observation, ``"random_forest_means"``,
-        ``"lda"`` and ``"logistic"`` on means over the 19 and 61 nearest ones, ``"nearest_label"``. Or functions
-        ``f(sections, labels, n_classes, random_state)`` of :class:`stxtools.models.Section` and class codes (-1:
-        hidden) that return class probabilities of each section.
+        Names, by default all but ``"logistic"``: ``"framework"`` (:func:`multitask` and the calls before it),
+        ``"unet"``, ``"gnn"`` on the graph of observations, ``"random_forest"`` on single observations; on means over
+        the 19 and 61 nearest observations ``"random_forest_means"``, ``"lda"``, ``"logistic"``; ``"nearest_label"``.
+        Or functions ``f(sections, labels, n_classes, random_state)`` of lists of :class:`stxtools.models.Section` and
+        of class codes (-1: hidden) that return class probabilities for each section. A mapping names the models.
     genes
-        Genes to hide and to predict, or how many for each seed: adds the target ``"expression"`` with its ``mse``.
+        Genes to hide and predict, or their number, drawn for each seed; adds the target ``"expression"`` (``mse``).
     scheme
-        ``"block"`` (blocks of neighbours held out), ``"library"`` (whole sections), ``"random"`` (leaky), or several.
+        What to hold out: ``"block"`` (spatial blocks), ``"library"`` (sections), ``"random"`` (leaky), or several.
     n_folds, max_folds
-        Folds of ``"block"`` and ``"random"``, and the most that are run for each seed.
+        Number of folds of ``"block"`` and ``"random"``, and maximum number of folds to run per seed.
     n_seeds
-        Number of seeds from ``random_state`` on. Each draws its own folds, noise and models.
+        Number of seeds, counted from ``random_state``. Folds, noise and models are drawn anew for each seed.
     noise
-        Levels of Gaussian noise, as in :func:`stxtools.pp.add_noise`: on all observations, training and test.
+        Levels of Gaussian noise as in :func:`stxtools.pp.add_noise`, added to training and test observations.
     params
-        Model name -> its parameters; for ``"framework"`` by call: ``{"multitask": {"params": {"alpha": 2}}}``.
+        Mapping from models to their parameters; for ``"framework"`` by call: ``{"multitask": {"params": {...}}}``.
     checkpoint
-        Folder of finished folds, a file of JSON each: a run with it goes on where it was interrupted, also in several
-        processes. Other data or settings are other files.
+        Folder for results of finished folds (JSON), from which an interrupted run resumes. Several processes can share
+        it. Results of other data or settings are kept apart.
 
     Examples
     --------

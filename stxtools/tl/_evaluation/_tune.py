@@ -59,35 +59,35 @@ def tune(
     library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto",
     show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Search parameters of the U-Net, of the graph network, or the weights of the two losses, with Optuna.
+    """Tune hyperparameters of the U-Net, the graph network or the loss weights with Optuna.
 
-    A trial is judged by the mean AUROC over targets and folds, with the splits of :func:`evaluate`. The best
-    value is the best of many and therefore too good: judge the parameters on other tissue.
+    The objective is the mean AUROC over targets and folds, with the splits of :func:`evaluate`. As the maximum over
+    trials, the best value is optimistic: evaluate the parameters on other tissue.
 
     Parameters
     ----------
     part
-        ``"unet"``: fields of :class:`stxtools.models.SegmenterParams`. ``"gnn"``: of
-        :class:`stxtools.models.TissueNetParams`, on regions that all trials share. ``"weights"``: both losses,
-        which need both keys.
+        What to tune. ``"unet"``: fields of :class:`stxtools.models.SegmenterParams`. ``"gnn"``: fields of
+        :class:`stxtools.models.TissueNetParams`, on the same regions in all trials. ``"weights"``: ``alpha`` and
+        ``beta``, the weights of the two losses; needs both keys.
     space
-        Field -> values to choose from; by default one for each part.
+        Mapping from fields to the values to try; each part has a default space.
     search
-        ``"grid"``, ``"random"`` or ``"tpe"`` (Bayesian, Bergstra et al. 2011). By default random for the U-Net, TPE for
-        the graph network, grid for the weights.
+        ``"grid"``, ``"random"`` or ``"tpe"`` (Bayesian optimisation, Bergstra et al. 2011). By default random for the
+        U-Net, TPE for the graph network, grid for the weights.
     n_trials
-        Most trials, of all processes together; 20, or the whole grid.
+        Maximum number of trials over all processes; by default 20, or the whole grid.
     prune
-        Whether to stop trials that are below the median of earlier ones.
+        Whether to stop trials whose value falls below the median of earlier trials.
     params
-        Fields that are the same in all trials.
+        Fields that are fixed in all trials.
     stages
-        Arguments of earlier calls for ``"gnn"`` and ``"weights"``: ``{"segment": {...}, "region_graph": {...}}``.
+        Arguments of the preceding calls for ``"gnn"`` and ``"weights"``: ``{"segment": {...}, "region_graph": {...}}``.
     storage
-        Optuna storage (``"sqlite:///tune.db"`` or an object), to go on later or in several processes at once. Each
-        data set with its settings is a study of its own; ``uns["tune"]["params"]["study"]`` names it.
+        Optuna storage or its URL (``"sqlite:///tune.db"``), to resume later or share trials between processes. Each
+        combination of data and settings is a study, named in ``uns["tune"]["params"]["study"]``.
     scheme, n_folds, max_folds
-        How to split, as in :func:`evaluate`, and the most folds that a trial runs.
+        How to split, as in :func:`evaluate`, and the maximum number of folds per trial.
 
     Examples
     --------

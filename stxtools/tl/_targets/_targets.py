@@ -29,34 +29,36 @@ def targets(
     symbol_key: str | None = None, ensembl_key: str = "gene_ids", key: str = _keys.BIOMARKERS,
     key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
-    """Join tractability, known drugs and safety flags to the biomarker table.
+    """Annotate biomarkers with tractability, known drugs and safety, from Open Targets or DGIdb.
 
-    The format of the table is found by its header:
+    The format of ``table`` is recognised by its column names:
 
     - **DGIdb** ``interactions.tsv`` (Cannon et al. 2024): ``n_drugs``, ``n_approved_drugs``, ``drugs`` (approved
       first), ``interaction_types``, ``interaction_score`` (largest);
     - **DGIdb** ``categories.tsv``: ``gene_categories``;
-    - **Open Targets** clinical targets: ``n_clinical_drugs``, ``clinical_drugs`` (furthest first), ``clinical_stage``;
+    - **Open Targets** clinical targets: ``n_clinical_drugs``, ``clinical_drugs`` (latest phase first),
+      ``clinical_stage``;
     - **Open Targets** mechanisms of action: ``mechanisms``, ``action_types``; essentiality: ``is_essential``;
     - **Open Targets** target prioritisation (Ochoa et al. 2023): its numeric columns on their own scale, -1 to 1;
     - **Open Targets** targets: ``tractability_sm`` (small molecule), ``_ab`` (antibody), ``_pr`` (degrader), ``_oc``
-      (other): the assessments that hold, best first; ``safety_events``, ``subcellular_locations``;
+      (other): the positive assessments, best first; ``safety_events``, ``subcellular_locations``;
     - any other table with ``symbol_col``: its other columns.
 
-    Several rows of one gene become one: the largest number, any true boolean, the distinct texts joined by ``"; "``.
+    Rows of the same gene are merged: maximum of numbers, any of booleans, distinct texts joined by ``"; "``.
 
     Parameters
     ----------
     table
-        A DataFrame, or a path: tsv, csv (also gzipped), parquet (needs pyarrow) or a folder of parquet parts.
+        A DataFrame or a path: tsv, csv (also gzipped), parquet (needs pyarrow) or a folder of parquet files.
     disease
-        Id or name of a disease: of clinical targets, keep drugs for it.
+        Id or name of a disease: of clinical targets, keep only drugs for it.
     symbols
-        Open Targets' table of targets, which gives the symbols of ``adata`` the ids of a table that has ids only.
+        Open Targets' table of targets, which maps gene symbols to Ensembl ids if ``table`` has ids only.
     symbol_col
-        Column of ``table`` with gene symbols (or Ensembl ids), for a table of none of the known formats.
+        Column of ``table`` with gene symbols (or Ensembl ids), for tables in none of the formats above.
     symbol_key
-        Column of ``var`` with gene symbols; by default ``var_names``. Case counts: ``Erbb2`` is a mouse gene.
+        Column of ``var`` with gene symbols; by default ``var_names``. Matching is case-sensitive: ``Erbb2`` is a mouse
+        gene.
     ensembl_key
         Column of ``var`` with Ensembl ids (versions such as ``.5`` are ignored), used where the table has ids.
     key
