@@ -47,6 +47,8 @@ def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
         for name, check in _CHECKS.items():
             if name in kwargs:
                 check(kwargs[name])
+        if kwargs.get("ax") is not None and kwargs.get("figsize") is not None:
+            raise ValueError("`figsize` is the size of a new figure; omit it, or omit `ax`.")
         before = set(plt.get_fignums())
         try:
             return function(*args, **kwargs)
@@ -59,11 +61,13 @@ def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
 
 
 def save_or_show(
-    name: str, axes: Sequence[Axes], *, ax: Axes | None, show: bool | None,
+    name: str, axes: Sequence[Axes], figsize: tuple[float, float] | None, *, ax: Axes | None, show: bool | None,
     save: bool | str | os.PathLike[str] | None, colors: Sequence[Colors] = (),
 ) -> Any:  # fmt: skip
     """Save the figure, store the colours of categories, and show it; return its Axes if it is not shown."""
     figure = axes[0].figure.canvas.figure  # of an Axes in a sub-figure, the whole
+    if figsize is not None:
+        figure.set_size_inches(figsize)  # a legend has made it wider
     if save is None and ax is None:
         scanpy = sys.modules.get("scanpy")  # settings of a scanpy that was not imported are its defaults
         save = scanpy is not None and bool(scanpy.settings.autosave)
@@ -126,6 +130,15 @@ def _check_axes(ax: Any) -> None:
         raise ValueError("`ax` was removed from its figure; pass one that is in a figure.")
 
 
+def _check_figsize(figsize: Any) -> None:
+    if figsize is None:
+        return
+    if not isinstance(figsize, (tuple, list, np.ndarray)) or len(figsize) != 2:
+        raise TypeError(f"`figsize` must be (width, height) in inches, not {figsize!r}.")
+    for side in figsize:
+        check_number("figsize", side, above=0, maximum=200)
+
+
 def _check_save(save: Any) -> None:
     _check_type("save", save, (bool, str, os.PathLike), "True, a string that follows the plot's name, or a path")
     if isinstance(save, str) and ("/" in save or "\\" in save or "\0" in save):
@@ -141,6 +154,7 @@ def _check_type(name: str, value: Any, types: tuple[type, ...], allowed: str) ->
 
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
+    "figsize": _check_figsize,
     "ax": _check_axes,
     "show": partial(_check_type, "show", types=(bool,), allowed="True, False or None"),
     "save": _check_save,
@@ -202,14 +216,17 @@ def panels(
     return axes
 
 
-def grid(n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int = 4) -> list[Axes]:
-    """Return ``n`` Axes of a new figure in a grid, each of ``width`` x ``height`` inches."""
+def grid(
+    n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int = 4,
+    figsize: tuple[float, float] | None = None,
+) -> list[Axes]:  # fmt: skip
+    """Return ``n`` Axes of a new figure in a grid, each of ``width`` x ``height`` inches by default."""
     if n > PANELS_MAX:
         raise ValueError(f"{n} panels are more than one figure shows ({PANELS_MAX}); draw some of the sections, groups "
                          "or genes at a time.")  # fmt: skip
     rows = -(-n // ncols)
     cols = -(-n // rows)
-    size = (cols * width, rows * height + bottom)
+    size = figsize or (cols * width, rows * height + bottom)
     figure, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout="compressed")
     flat = list(axes.ravel())
     for spare in flat[n:]:
@@ -242,8 +259,8 @@ def label_rows(ax: Axes, names: Sequence[str], y: Any, **font: Any) -> None:
 
 def heatmap(
     values: pd.DataFrame, name: str, title: str | None, *, label: str, legend: bool, ax: Axes | None,
-    limit: float | None = None, cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "", marks: Any = None,
-    mark: str = "",
+    cmap: str | None, limit: float | None = None, cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "",
+    marks: Any = None, mark: str = "",
 ) -> list[Axes]:  # fmt: skip
     """Draw a table around 0 as cells (of so many inches) with a colour bar, and dots where ``marks`` is true."""
     names, columns = ([_legend.label_text(str(name)) for name in axis] for axis in (values.index, values.columns))
@@ -253,13 +270,14 @@ def heatmap(
     height = max(cell[1] * len(names), 1.0) + 0.6 + (column_width if rotated else 0.2)
     axes = panels([name], title, ax, "table", width, height, bottom=0.6 * legend)
     limit = limit or float(np.nanmax(np.abs(values.to_numpy()), initial=0.0)) or 1.0
+    bar = _legend.mappable(-limit, limit, DIVERGING if cmap is None else _legend.color_map(cmap))
     dots = None if marks is None else np.where(marks, "\N{BULLET}", "")
-    sns.heatmap(values, vmin=-limit, vmax=limit, cmap=DIVERGING, annot=dots, fmt="", cbar=False, xticklabels=columns,
+    sns.heatmap(values, vmin=-limit, vmax=limit, cmap=bar.cmap, annot=dots, fmt="", cbar=False, xticklabels=columns,
                 yticklabels=names, ax=axes[0])  # fmt: skip
     label_axes(axes[0], xlabel)
     axes[0].tick_params(axis="x", length=0, rotation=90 if rotated else 0)
     axes[0].tick_params(axis="y", length=0, rotation=0)
     if legend:
         handles = [] if marks is None else [_legend.point_handle(mark, rcParams["text.color"], size=4)]
-        _legend.add_legend(axes, handles, ax=ax, bars=[(_legend.mappable(-limit, limit, DIVERGING), label)])
+        _legend.add_legend(axes, handles, ax=ax, bars=[(bar, label)])
     return axes

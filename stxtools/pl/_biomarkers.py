@@ -51,25 +51,25 @@ def biomarkers(
     adata: AnnData, group: str | Sequence[str] | None = None, *, n_genes: int = 10, fdr: float = 0.05,
     kind: Literal["ranked", "volcano"] = "ranked",
     effect: Literal["auroc", "logfoldchanges", "scores", "attribution"] = "auroc", key: str = _keys.BIOMARKERS,
-    title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
+    title: str | None = None, legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw the biomarkers of :func:`stxtools.tl.biomarkers`, one panel per group.
+    """Plot the biomarkers of :func:`stxtools.tl.biomarkers`, one panel per group.
 
-    ``"ranked"`` shows the first genes of every group: effect size on the axis, log fold change as colour, fraction of
-    expressing observations as area; a gene that does not pass ``fdr`` is hollow. Against one named group, genes that
-    are lower follow below a gap. ``"volcano"`` shows the p-values of all genes against the log fold change, and names
-    the top ones; the dashed line is where ``fdr`` is reached. For genes over the tissue use
-    ``scanpy.pl.embedding(adata, "spatial", color=genes)``.
+    ``"ranked"`` shows the top genes: effect size as position, log fold change as colour, fraction of expressing
+    observations as area; genes above ``fdr`` are hollow. If the reference is a single group, genes with lower
+    expression follow below a gap. ``"volcano"`` shows p-values against log fold changes and labels the top genes; the
+    dashed line marks ``fdr``. For expression in spatial coordinates use ``scanpy.pl.embedding(adata, "spatial",
+    color=genes)``.
 
     Parameters
     ----------
     n_genes
-        Number of genes per group that are shown (``"volcano"``: named, as many as have room), at most 200.
+        Number of genes per group to show (in ``"volcano"`` to label, if there is room); at most 200.
     kind
-        Which plot.
+        Type of plot, ``"ranked"`` or ``"volcano"``.
     effect
-        Column of the table on the horizontal axis of ``"ranked"``.
+        Effect size on the horizontal axis of ``"ranked"``, a column of the table.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def biomarkers(
     reference = str(params.get("reference", "rest"))
     names, choose = [f"{name} vs. {reference}" for name in groups], f"`group={next(iter(groups))!r}`"
     if kind == "volcano":
-        axes = _base.panels(names, title, ax, "group", 4.4, 3.8, choose=choose, ncols=3)
+        axes = _base.panels(names, title, ax, "group", 4.4, 3.8, choose=choose, ncols=3, figsize=figsize)
         for axis, part in zip(axes, groups.values(), strict=True):
             _volcano(axis, part, fdr=fdr, n_genes=n_genes)
     else:
@@ -94,11 +94,12 @@ def biomarkers(
         both = reference != "rest" and params.get("alternative", "two-sided") == "two-sided"
         parts = [_ranked_genes(part, n_genes, both) for part in groups.values()]
         height = 0.26 * max(map(len, parts)) + 0.7
-        axes = _base.panels(names, title, ax, "group", 2.9, height, choose=choose, bottom=0.8 * legend)
+        layout: dict[str, Any] = {"choose": choose, "bottom": 0.8 * legend, "figsize": figsize}
+        axes = _base.panels(names, title, ax, "group", 2.9, height, **layout)
         handles, bar = _ranked(axes, parts, fdr=fdr, effect=effect, both=both)
         if legend:
             _legend.add_legend(axes, handles, ax=ax, bars=[(bar, _EFFECTS["logfoldchanges"])])
-    return _base.save_or_show("biomarkers", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("biomarkers", axes, figsize, ax=ax, show=show, save=save)
 
 
 def _tested_groups(
@@ -222,20 +223,21 @@ def _annotate_genes(ax: Axes, sides: Sequence[pd.DataFrame], low: float, high: f
 @_base.plot
 def describe(
     adata: AnnData, kind: str = "activity", *, group: str | Sequence[str] | None = None, n_top: int = 3,
-    fdr: float = 0.05, key: str = _keys.DESCRIBE, title: str | None = None, legend: bool = True, ax: Axes | None = None,
-    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    fdr: float = 0.05, key: str = _keys.DESCRIBE, cmap: str | None = None, title: str | None = None,
+    legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw the evidence of :func:`stxtools.tl.describe`: the first rows of each compartment against all of them.
+    """Plot gene set activities or ligand-receptor contacts of :func:`stxtools.tl.describe` as a heat map.
 
-    Colour is the test statistic z; a dot marks what passes ``fdr``. Of contacts, those with a significant pair are
-    drawn, or all where there is none.
+    Colour is the test statistic (z); dots mark values significant at ``fdr``. Contacts without a significant pair are
+    omitted, unless there is none at all.
 
     Parameters
     ----------
     kind
-        ``"activity"`` (or a name that ``net`` was given) or ``"contact"``.
+        ``"activity"`` (or a name given in ``net``) or ``"contact"``.
     n_top
-        Rows that each compartment or contact contributes: those with the largest z above 0.
+        Number of rows for each compartment or contact: those with the largest positive z.
 
     Examples
     --------
@@ -269,28 +271,29 @@ def describe(
     scores, adjusted = (table.pivot(index="names", columns="column", values=v).reindex(index=names, columns=columns)
                         for v in ("scores", "pvals_adj"))  # fmt: skip
     axes = _base.heatmap(scores, kind, title, label="z, against random regions", limit=_Z_LIMIT, marks=adjusted <= fdr,
-                         mark=f"FDR ≤ {fdr:g}", legend=legend, ax=ax)  # fmt: skip
-    return _base.save_or_show("describe", axes, ax=ax, show=show, save=save)
+                         mark=f"FDR ≤ {fdr:g}", legend=legend, ax=ax, cmap=cmap)  # fmt: skip
+    return _base.save_or_show("describe", axes, figsize, ax=ax, show=show, save=save)
 
 
 @_base.plot
 def targets(
     adata: AnnData, group: str | Sequence[str] | None = None, *, n_genes: int = 20, fdr: float = 0.05,
-    columns: Sequence[str] | None = None, key: str = _keys.BIOMARKERS, legend: bool = True, ax: Axes | None = None,
-    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    columns: Sequence[str] | None = None, key: str = _keys.BIOMARKERS, title: str | None = None, legend: bool = True,
+    figsize: tuple[float, float] | None = None, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw what :func:`stxtools.tl.targets` joined to the first biomarkers, one panel per group.
+    """Plot the target evidence of :func:`stxtools.tl.targets` for the top biomarkers, one panel per group.
 
-    A row is a gene, in the order of the table; one that does not pass ``fdr`` is grey. A column is a kind of evidence.
-    Blue supports the target and red argues against it, on Open Targets' scale from -1 to 1; numbers of drugs and
-    tractability are blue. A grey cell says that the file does not list the gene.
+    Rows are genes in the order of the table, with grey names if not significant at ``fdr``; columns are kinds of
+    evidence. Blue supports a target and red argues against it, on Open Targets' scale from -1 to 1; drugs and
+    tractability are blue. Grey cells have no value.
 
     Parameters
     ----------
     n_genes
         Number of genes per group, at most 200.
     columns
-        Columns of the table to show; by default drugs, clinical phase, tractability, location in the cell and safety.
+        Columns of the table to show; by default drugs, clinical phase, tractability, cellular location and safety.
 
     Examples
     --------
@@ -314,12 +317,12 @@ def targets(
     _base.check_numeric(table, [c for c in columns if c.startswith("n_")], f"adata.uns[{key!r}]", _JOINED)
     parts = [part.iloc[:n_genes] for part in groups.values()]
     width, height = max(_CELL * len(columns) + 1.5, 2.6), _CELL * max(map(len, parts)) + 1.5
-    axes = _base.panels(list(groups), None, ax, "group", width, height, bottom=0.5 * legend)
+    axes = _base.panels(list(groups), title, ax, "group", width, height, bottom=0.5 * legend)
     for axis, part in zip(axes, parts, strict=True):
         _target_cells(axis, part, columns, fdr)
     if legend:
         _legend.add_legend(axes, [], ax=ax, bars=[(_legend.mappable(-1, 1, "RdBu"), "against the target - for it")])
-    return _base.save_or_show("targets", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("targets", axes, figsize, ax=ax, show=show, save=save)
 
 
 def _target_cells(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float) -> None:

@@ -38,17 +38,19 @@ _MIN_ALPHA = 0.2
 def compare(
     adata: AnnData, kind: Literal["share", "contact", "expression"] | None = None, *,
     group: str | Sequence[str] | None = None, compartment: str | Sequence[str] | None = None, n_top: int = 15,
-    fdr: float = 0.05, key: str = _keys.COMPARE, title: str | None = None, legend: bool = True, ax: Axes | None = None,
-    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    fdr: float = 0.05, key: str = _keys.COMPARE, title: str | None = None, legend: bool = True,
+    figsize: tuple[float, float] | None = None, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw the effects of :func:`stxtools.tl.compare` with their 95 % intervals, one panel per condition and kind.
+    """Plot log fold changes of :func:`stxtools.tl.compare` with 95 % intervals, one panel per condition and kind.
 
-    A filled dot passes ``fdr``. Rows are those with the smallest p-values, or the largest effects where there are none.
+    Filled dots are significant at ``fdr``. The rows with the smallest p-values are shown or, without p-values, those
+    with the largest effects.
 
     Parameters
     ----------
     n_top
-        Rows per panel, at most 100.
+        Number of rows per panel, at most 100.
 
     Examples
     --------
@@ -65,7 +67,8 @@ def compare(
     width = 2.6 + 0.8 * max(_legend.text_width(_row_names(part, "names")) for part in parts)
     height = 0.26 * max(len(part) for part in parts) + 1.0
     names = [f"{_TITLES[part['kind'].iloc[0]]}: {part['group'].iloc[0]}" for part in parts]
-    axes = _base.panels(names, title, ax, "panel", width, height, choose="`kind` and `group`", ncols=3)
+    axes = _base.panels(names, title, ax, "panel", width, height, choose="`kind` and `group`", ncols=3,
+                        figsize=figsize)  # fmt: skip
     for axis, part in zip(axes, parts, strict=True):
         color, y = _direction_colors(part, "logfoldchanges", fdr), np.arange(len(part))
         axis.axvline(0, color="#888888", linewidth=0.8, zorder=0)
@@ -78,29 +81,30 @@ def compare(
     if legend:
         colors = _direction_colors(pd.concat(parts), "logfoldchanges", fdr)
         _legend.add_legend(axes, _direction_handles("higher", "lower", colors), ax=ax)
-    return _base.save_or_show("compare", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("compare", axes, figsize, ax=ax, show=show, save=save)
 
 
 @_base.plot
 def trends(
     adata: AnnData, kind: Literal["share", "area", "contact", "expression"] = "share", *,
     compartment: str | Sequence[str] | None = None, feature: str | Sequence[str] | None = None, heatmap: bool = False,
-    n_top: int | None = None, fdr: float = 0.05, key: str = _keys.TRENDS, title: str | None = None, legend: bool = True,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    n_top: int | None = None, fdr: float = 0.05, key: str = _keys.TRENDS, cmap: str | None = None,
+    title: str | None = None, legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw the trends of :func:`stxtools.tl.trends`: a line with its 95 % interval per value, or one heat map.
+    """Plot the trends of :func:`stxtools.tl.trends` over time, as lines with 95 % intervals or as a heat map.
 
-    Dots are subjects. A coloured line passes ``fdr``. Drawn are the values with the smallest p-values, or the steepest
-    where there are none.
+    Dots are subjects; coloured lines are significant at ``fdr``. The values with the smallest p-values are shown or,
+    without p-values, those with the largest slopes.
 
     Parameters
     ----------
     kind
-        ``"share"``, ``"area"``, ``"contact"`` or ``"expression"``.
+        Kind of values: ``"share"``, ``"area"``, ``"contact"`` or ``"expression"``.
     heatmap
-        Whether to draw the means of the subjects at each time, a row per value, as deviations from the row's mean.
+        Whether to plot a heat map of the subjects' mean at each time point, relative to the mean of the row.
     n_top
-        Values to draw, at most 60; by default 8 lines, or 30 rows of the heat map.
+        Number of values to show, at most 60; by default 8 panels, or 30 rows of the heat map.
 
     Examples
     --------
@@ -123,7 +127,7 @@ def trends(
         names = np.array(_row_names(table, "feature"), dtype=object) + np.where(table["pvals_adj"] <= fdr, " *", "")
         mean = mean.set_axis(names).iloc[np.argsort(table["slope"].to_numpy())[::-1]]
         axes = _base.heatmap(mean, f"* passes an FDR of {fdr:g}", title, xlabel=time_key, cell=(0.5, 0.22), ax=ax,
-                             label="$\\log_2$ deviation from the mean", legend=legend)  # fmt: skip
+                             label="$\\log_2$ deviation from the mean", legend=legend, cmap=cmap)  # fmt: skip
     else:
         choose = "`feature` and `compartment`"
         axes = _base.panels(_row_names(table, "feature"), title, ax, "panel", 2.4, 2.2, choose=choose)
@@ -135,7 +139,7 @@ def trends(
             _base.label_axes(axis, time_key, _UNITS[str(row["kind"])] if first else "")
         if legend:
             _legend.add_legend(axes, _direction_handles("rises", "falls", colors), ax=ax)
-    return _base.save_or_show("trends", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("trends", axes, figsize, ax=ax, show=show, save=save)
 
 
 def _draw_trend(ax: Axes, times: Array, value: Array, row: pd.Series, color: str) -> None:
@@ -181,17 +185,17 @@ def track(
     adata: AnnData, kind: Literal["alluvial", "tissue"] = "alluvial", *, library: str | Sequence[str] | None = None,
     library_key: str | bool | None = None, spatial_key: str | None = None, key: str = _keys.TRACK,
     palette: str | Sequence[str] | Mapping[str, str] | None = None, title: str | None = None,
-    scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
+    scale_bar: float | bool | None = None, legend: bool = True, figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw the compartments that :func:`stxtools.tl.track` followed, in one colour per lineage.
+    """Plot the compartments of :func:`stxtools.tl.track` over time, coloured by lineage.
 
     Parameters
     ----------
     kind
-        ``"alluvial"``: compartments as bars at each time, as high as their share, and links as ribbons as wide as the
-        mass that they carry. ``"tissue"``: the sections in the order of their times; what has no counterpart at a
-        neighbouring time is pale.
+        ``"alluvial"``: stacked bars show the shares of compartments at each time point, and the width of ribbons shows
+        the matched mass. ``"tissue"``: the sections in order of time; tissue without a counterpart at an adjacent time
+        point is pale.
 
     Examples
     --------
@@ -228,7 +232,7 @@ def track(
     if legend:
         handles = _legend.class_handles(list(colors), colors, missing=False)
         _legend.add_legend(axes, handles, ax=ax, title="lineage")
-    return _base.save_or_show("track", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
+    return _base.save_or_show("track", axes, figsize, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
 
 def _alluvial(axis: Axes, table: pd.DataFrame, links: pd.DataFrame, colors: Mapping[str, str]) -> None:

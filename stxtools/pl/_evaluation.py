@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -36,15 +36,15 @@ _STAGES = {"pretrain_masked": "masked pretraining", "pretrain_contrastive": "con
 @_base.plot
 def history(
     adata: AnnData, key: str = _keys.SEGMENT, *, stage: str | None = None, title: str | None = None,
-    legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw the loss of every training stage over the epochs, with the best epoch marked.
+    """Plot training and validation loss over the epochs of each training stage, and mark the best epoch.
 
     Parameters
     ----------
     stage
-        The stage to draw; all by default, one panel each, as their losses have different scales.
+        Training stage to plot; by default all, one panel each.
 
     Examples
     --------
@@ -74,17 +74,18 @@ def history(
         _base.label_axes(axis, "epoch", "loss")
     if legend:
         axes[-1].legend(frameon=False, fontsize="small")
-    return _base.save_or_show("history", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("history", axes, figsize, ax=ax, show=show, save=save)
 
 
 @_base.plot
 def stability(
-    adata: AnnData, key: str = _keys.SEGMENT, *, title: str | None = None, ax: Axes | None = None,
-    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, key: str = _keys.SEGMENT, *, title: str | None = None, legend: bool = True,
+    figsize: tuple[float, float] | None = None, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | None:  # fmt: skip
-    """Draw the Bayesian information criterion (BIC) of each number of segments tried, with the chosen one marked.
+    """Plot the Bayesian information criterion (BIC) of each number of segments, and mark the chosen number.
 
-    One segment is not shown: it is chosen where nothing is arranged in space, and not by BIC.
+    A single segment is not shown: it is chosen if there is no spatial structure, not by BIC.
 
     Examples
     --------
@@ -104,27 +105,31 @@ def stability(
     axis.plot(x, y, color="0.5", marker="o", markersize=4)
     axis.plot(x[x == chosen], y[x == chosen], "o", markersize=9, color=UP, label=f"chosen: {chosen}")
     axis.set_xticks(x)
-    axis.legend(frameon=False, fontsize="small")
+    if legend:
+        axis.legend(frameon=False, fontsize="small")
     _base.label_axes(axis, "number of segments", "BIC")
-    return _base.save_or_show("stability", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("stability", axes, figsize, ax=ax, show=show, save=save)
 
 
 @_base.plot
 def sensitivity(
-    adata: AnnData, x: str = "alpha", y: str = "beta", *, key: str = _keys.TUNE, title: str | None = None,
-    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, x: str = "alpha", y: str = "beta", *, key: str = _keys.TUNE, cmap: str | None = None,
+    title: str | None = None, legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | None:  # fmt: skip
-    """Draw the AUROC of :func:`stxtools.tl.tune` over two parameters as a heat map, by default alpha and beta.
+    """Plot the AUROC of :func:`stxtools.tl.tune` over two parameters as a heat map, by default alpha and beta.
 
-    It is the mean of the targets, by which trials are judged. The best cell has a frame. Where trials ran several
-    folds, each cell shows their standard deviation below the mean.
+    Values are means over targets and folds, the objective of the trials, with the standard deviation over folds below.
+    The best cell is framed.
 
     Parameters
     ----------
     x, y
-        Parameters on the axes. Where several trials share a cell, the best of them is shown.
-    ax
-        Axes to draw into, without a colour bar: cells carry their values.
+        Parameters on the axes. Of several trials in a cell, the best is shown.
+    cmap
+        Colour map of the cells; by default ``"viridis"``.
+    legend
+        Whether to draw a colour bar; never in a given ``ax``.
 
     Examples
     --------
@@ -152,24 +157,27 @@ def sensitivity(
     numbers = value.map(lambda v: f"{v:.3f}" if v == v else "") + sd.map(lambda v: f"\n± {v:.3f}" if v == v else "")
     width, height = 0.75 * value.shape[1] + 2.2, max(0.6 * value.shape[0] + 1.4, 2.8)
     (axis,) = axes = _base.panels(["" if ax is None else metric], title, ax, "table", width, height)
-    sns.heatmap(value, annot=numbers, fmt="", cmap="viridis", ax=axis, linewidths=1, annot_kws={"size": "small"},
-                cbar=ax is None, cbar_kws={"label": metric})  # fmt: skip
+    colors = "viridis" if cmap is None else _legend.color_map(cmap)
+    sns.heatmap(value, annot=numbers, fmt="", cmap=colors, ax=axis, linewidths=1, annot_kws={"size": "small"},
+                cbar=legend and ax is None, cbar_kws={"label": metric})  # fmt: skip
     row, column = divmod(int(np.nanargmax(value.to_numpy())), value.shape[1])
     axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
     _base.label_axes(axis, _PARAMS.get(x, x), _PARAMS.get(y, y))
     axis.tick_params(axis="y", rotation=0)
-    return _base.save_or_show("sensitivity", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("sensitivity", axes, figsize, ax=ax, show=show, save=save)
 
 
 @_base.plot
 def evaluation(
-    adata: AnnData, metric: str = "auroc", *, target: str | None = None, key: str = _keys.EVALUATION,
-    title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, metric: Literal["accuracy", "precision", "recall", "auroc", "mse"] = "auroc", *,
+    target: Literal["biomarker", "region", "expression"] | None = None, key: str = _keys.EVALUATION,
+    title: str | None = None, legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw every model's mean over seeds with its standard deviation, and the seeds themselves.
+    """Plot a metric of each model: single seeds, and their mean and standard deviation.
 
-    A dashed line is the AUROC of guessing; leaky schemes are marked. Of several noise levels the lowest is drawn.
+    The dashed line is the AUROC of random predictions; leaky schemes are marked. Of several noise levels, only the
+    lowest is shown.
 
     Examples
     --------
@@ -202,16 +210,17 @@ def evaluation(
     if legend and len(schemes) > 1:
         handles = [_legend.point_handle(scheme, colors[scheme]) for scheme in schemes]
         _legend.add_legend(axes, handles, ax=ax, title="split")
-    return _base.save_or_show("evaluation", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("evaluation", axes, figsize, ax=ax, show=show, save=save)
 
 
 @_base.plot
 def robustness(
-    adata: AnnData, metric: str = "accuracy", *, target: str | None = None, key: str = _keys.EVALUATION,
-    title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, metric: Literal["accuracy", "precision", "recall", "auroc", "mse"] = "accuracy", *,
+    target: Literal["biomarker", "region", "expression"] | None = None, key: str = _keys.EVALUATION,
+    title: str | None = None, legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw a metric of every model against the level of noise, with the standard deviation over seeds.
+    """Plot a metric of each model against the noise level, with the standard deviation over seeds.
 
     Examples
     --------
@@ -240,26 +249,26 @@ def robustness(
         _base.label_axes(axis, "noise (% of a gene's standard deviation)", LABELS[metric])
     if legend:
         _legend.add_legend(axes, handles, ax=ax)
-    return _base.save_or_show("robustness", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("robustness", axes, figsize, ax=ax, show=show, save=save)
 
 
 @_base.plot
 def attention_fidelity(
-    adata: AnnData, unit: str | None = None, *, key: str = _keys.FIDELITY,
-    title: str | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
+    adata: AnnData, unit: Literal["edges", "regions"] | None = None, *, key: str = _keys.FIDELITY,
+    title: str | None = None, legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw how a prediction changes when the first edges or regions of each order are removed, or kept alone.
+    """Plot how predictions change when the top edges or regions of each score are removed, or all others are.
 
-    Removed, a faithful order lies above the random one; kept, below it. Sections are averaged. There is one panel for
-    removing and one for keeping, for each unit.
+    A faithful score lies above the random one when its top edges are removed, and below when only these are kept.
+    Sections are averaged. Each unit has a panel for removing and one for keeping.
 
     Parameters
     ----------
     unit
         ``"edges"`` or ``"regions"``; both by default.
     ax
-        Axes to draw removal into; only with one ``unit``.
+        Axes to draw the panel of removing into; needs ``unit``.
 
     Examples
     --------
@@ -271,7 +280,7 @@ def attention_fidelity(
     """
     check_choice("unit", unit, ("edges", "regions", None))
     if ax is not None and unit is None:
-        raise ValueError("`ax` takes one panel; choose `unit='edges'` or `unit='regions'`, or leave `ax` out.")
+        raise ValueError("`ax` takes a single panel; pass `unit='edges'` or `unit='regions'`, or omit `ax`.")
     call, columns = "st.tl.attention_fidelity(adata, model)", {"unit", "mode", "method"}
     table = _base.numeric_table(adata, key, "table", ["share", "change"], call, "fidelity of attention", columns)
     verbs = {"remove": "removed", "keep": "kept"} if ax is None else {"remove": "removed"}
@@ -290,7 +299,7 @@ def attention_fidelity(
         axis.locator_params(axis="x", nbins=4)
     if legend:
         _legend.add_legend(axes, axes[0].get_legend_handles_labels()[0], ax=ax, title="order")
-    return _base.save_or_show("attention_fidelity", axes, ax=ax, show=show, save=save)
+    return _base.save_or_show("attention_fidelity", axes, figsize, ax=ax, show=show, save=save)
 
 
 def stage_name(stage: str) -> str:

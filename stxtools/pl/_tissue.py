@@ -39,24 +39,23 @@ def segment(
     adata: AnnData, key: str = _keys.SEGMENT, *, library: str | Sequence[str] | None = None,
     library_key: str | bool | None = None, spatial_key: str | None = None, img: bool | str | None = None,
     size: float = 1.0, palette: str | Sequence[str] | Mapping[str, str] | None = None, title: str | None = None,
-    scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
+    scale_bar: float | bool | None = None, legend: bool = True, figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw the segments of every section over the tissue.
+    """Plot segments, or any categorical column, in spatial coordinates.
 
-    Any categorical column can be drawn, for instance a pathologist's annotation or the prediction of
-    :func:`stxtools.tl.multitask`; a column ``"{name}_pred"`` takes the colours of ``name``. Colours are stored in
-    ``adata.uns["{key}_colors"]`` in the order of all categories.
+    A column ``"{name}_pred"`` of :func:`stxtools.tl.multitask` has the colours of ``name``. Colours are stored in
+    ``uns["{key}_colors"]``.
 
     Parameters
     ----------
     key
-        Categorical ``obs`` column, by default the one that :func:`stxtools.tl.segment` writes.
+        Categorical column of ``obs``, by default the one that :func:`stxtools.tl.segment` writes.
     size
-        Diameter of an observation relative to the spacing of the observations; 1 makes neighbours touch.
+        Diameter of an observation relative to the spacing of observations; with 1, neighbours touch.
     palette
-        Colours: the name of a colour map, a sequence in the order of the categories, or a mapping from category to
-        colour. By default those in ``uns["{key}_colors"]``, else scanpy's.
+        Colours: name of a colour map, a sequence in the order of the categories, or a mapping from categories to
+        colours; by default ``uns["{key}_colors"]``, else scanpy's palette.
 
     Examples
     --------
@@ -78,7 +77,7 @@ def segment(
         present = [n for i, n in enumerate(names) if (drawn == i).any()]
         handles = _legend.class_handles(present, colors, missing=bool((drawn < 0).any()))
         _legend.add_legend(axes, handles, ax=ax, title=key)
-    return _base.save_or_show("segment", axes, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
+    return _base.save_or_show("segment", axes, figsize, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 
 
 @_base.plot
@@ -86,14 +85,14 @@ def region_graph(
     adata: AnnData, key: str = _keys.REGIONS, *, library: str | Sequence[str] | None = None,
     library_key: str | bool | None = None, spatial_key: str | None = None, img: bool | str | None = False,
     palette: str | Sequence[str] | Mapping[str, str] | None = None, title: str | None = None,
-    scale_bar: float | bool | None = None, legend: bool = True, ax: Axes | None = None, show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
+    scale_bar: float | bool | None = None, legend: bool = True, figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None, show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw the region graph over the tissue: a node per region, an edge per shared border.
+    """Plot the region graph in spatial coordinates: nodes are regions, edges are shared borders.
 
-    Nodes lie at the centroids, coloured by segment, with an area that grows with the number of observations. Edges grow
-    wider with the length of the shared border; the observations are faint. The colours are stored in ``adata.uns`` and
-    in the region AnnData.
+    Nodes are at the centroids, coloured by segment, with an area that increases with the number of observations. The
+    width of edges increases with the length of the shared border. Observations are drawn in pale colours underneath.
+    Colours are stored in ``adata.uns`` and in the AnnData of the regions.
 
     Examples
     --------
@@ -125,7 +124,7 @@ def region_graph(
             handles += [Line2D([], [], color=color, linewidth=float(graph.widths(s / scale, largest)), label=f"{s:g}")
                         for s in _round_numbers(scale * float(weights.data.min()), scale * largest)]  # fmt: skip
         _legend.add_legend(axes, handles, ax=ax)
-    return _base.save_or_show("region_graph", axes, ax=ax, show=show, save=save, colors=graph.stored_colors)
+    return _base.save_or_show("region_graph", axes, figsize, ax=ax, show=show, save=save, colors=graph.stored_colors)
 
 
 @_base.plot
@@ -133,26 +132,27 @@ def attention(
     adata: AnnData, key: str = _keys.ATTENTION, *, regions_key: str = _keys.REGIONS,
     color: Literal["segment", "attention"] | None = "segment", library: str | Sequence[str] | None = None,
     library_key: str | bool | None = None, spatial_key: str | None = None, img: bool | str | None = False,
-    cmap: str | None = None, vmax: float | None = None, title: str | None = None, scale_bar: float | bool | None = None,
-    legend: bool = True, ax: Axes | None = None, show: bool | None = None,
+    palette: str | Sequence[str] | Mapping[str, str] | None = None, cmap: str | None = None, vmax: float | None = None,
+    title: str | None = None, scale_bar: float | bool | None = None, legend: bool = True,
+    figsize: tuple[float, float] | None = None, ax: Axes | None = None, show: bool | None = None,
     save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
-    """Draw the attention between regions over the tissue, on the edges of the region graph.
+    """Plot the attention between regions on the edges of the region graph, in spatial coordinates.
 
-    The width and colour of an edge are the mean attention of its two directions, on one scale for all sections; a
-    region's attention to itself is not drawn. The colours of the segments are stored in ``adata.uns`` and in the
-    region AnnData.
+    Width and colour of an edge show the mean attention of its two directions, on the same scale in all sections. The
+    attention of regions to themselves is not shown. Colours of segments are stored in ``adata.uns`` and in the AnnData
+    of the regions.
 
     Parameters
     ----------
     key
-        Key of the attention in the regions' ``obsp``, such as ``"attention_corrected"``, and in ``obs``.
+        Key of the attention in ``uns[regions_key].obsp``, such as ``"attention_corrected"``, and in ``obs``.
     color
-        Colour of the observations beneath: their ``"segment"``, the ``"attention"`` that their region gets, or None.
+        Colour of the observations underneath: ``"segment"``, ``"attention"`` (that their region receives) or None.
     cmap
-        Colour map of the edges; by default ``"magma_r"``, on a dark background ``"magma"``.
+        Colour map of the edges; by default ``"magma_r"``, or ``"magma"`` on a dark background.
     vmax
-        Attention at the end of the scale; the largest one by default.
+        Upper limit of the colour scale; by default the largest attention.
 
     Examples
     --------
@@ -166,7 +166,9 @@ def attention(
     cmap = ("magma_r" if _background().mean() > 0.6 else "magma") if cmap is None else cmap
     colors = _legend.color_map(cmap)
     vmax = None if vmax is None else check_number("vmax", vmax, minimum=0)
-    graph = RegionGraph(adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library)
+    graph = RegionGraph(
+        adata, regions_key, spatial_key=spatial_key, library_key=library_key, library=library, palette=palette
+    )
     check_in(graph.regions, "obsp", key, "key", _EMBED)
     weights = graph.weights(key)
     edges = [graph.edges(((weights + weights.T) / 2).tocsr(), panel) for panel in graph.panels]
@@ -193,7 +195,7 @@ def attention(
     if legend:
         handles = _legend.class_handles(graph.names, graph.colors, missing=False)
         _legend.add_legend(axes, handles, ax=ax, title="segment", bars=bars)
-    return _base.save_or_show("attention", axes, ax=ax, show=show, save=save, colors=graph.stored_colors)
+    return _base.save_or_show("attention", axes, figsize, ax=ax, show=show, save=save, colors=graph.stored_colors)
 
 
 class RegionGraph:
