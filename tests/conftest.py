@@ -20,7 +20,7 @@ from scipy import sparse
 
 mpl.use("Agg")
 
-_DATA = Path(os.environ.get("STXTOOLS_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("STXTOOLS_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +35,9 @@ def real_section() -> Callable[[str], ad.AnnData]:
     """Return a reader of real sections that skips the test where the file is absent."""
 
     def read(name: str) -> ad.AnnData:
-        path = _DATA / f"{name}.h5ad"
+        path = DATA / f"{name}.h5ad"
         if not path.exists():
-            pytest.skip(f"real section {name!r} is not in {_DATA} (set STXTOOLS_TEST_DATA)")
+            pytest.skip(f"real section {name!r} is not in {DATA} (set STXTOOLS_TEST_DATA)")
         return ad.read_h5ad(path)
 
     return read
@@ -50,7 +50,10 @@ def _lattice(kind: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
     return np.c_[c * 100.0, r * 100.0], np.c_[r, c]
 
 
-def _make(kind: str, rows: int, cols: int, n_vars: int, seed: int, libraries: int) -> ad.AnnData:
+def _make(
+    kind: str = "hex", rows: int = 16, cols: int = 14, n_vars: int = 30, seed: int = 0, libraries: int = 1
+) -> ad.AnnData:
+    """Make counts of three bands of tissue, on a lattice or scattered."""
     rng = np.random.default_rng(seed)
     parts = []
     for library in range(libraries):
@@ -81,14 +84,8 @@ def _make(kind: str, rows: int, cols: int, n_vars: int, seed: int, libraries: in
 
 @pytest.fixture
 def make_section() -> Callable[..., ad.AnnData]:
-    """Return a maker of small sections: counts of three bands of tissue, on a lattice or scattered."""
-
-    def make(
-        kind: str = "hex", rows: int = 16, cols: int = 14, n_vars: int = 30, seed: int = 0, libraries: int = 1
-    ) -> ad.AnnData:
-        return _make(kind, rows, cols, n_vars, seed, libraries)
-
-    return make
+    """Return the maker of small sections."""
+    return _make
 
 
 @pytest.fixture(scope="session")
@@ -129,10 +126,10 @@ def quick_net() -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def _line() -> ad.AnnData:
-    """Two small sections that went through segment, region_graph and embed."""
+    """Two small sections after segment, region_graph and embed; made once."""
     import stxtools as st
 
-    adata = _make("hex", 16, 14, 30, 0, 2)
+    adata = _make(libraries=2)
     how = {"show_progress": False, "accelerator": "cpu"}
     st.tl.segment(adata, n_segments=3, library_key="library", params=QUICK_UNET, **how)
     st.tl.region_graph(adata, max_size=20)
@@ -142,12 +139,12 @@ def _line() -> ad.AnnData:
 
 @pytest.fixture
 def line(_line: ad.AnnData) -> ad.AnnData:
-    """Return a copy of two small sections with segments, regions and embeddings."""
+    """Return two small sections after segment, region_graph and embed."""
     return _line.copy()
 
 
 def assert_same(a: object, b: object, where: str = "") -> None:
-    """Check that two slots hold the same, whatever they are made of."""
+    """Check that two slots are equal, whatever their type."""
     if isinstance(a, ad.AnnData):
         assert isinstance(b, ad.AnnData), where
         assert_same(a.X, b.X, f"{where}.X")
@@ -178,18 +175,6 @@ def read_back(adata: ad.AnnData, folder: Path) -> tuple[ad.AnnData, ad.AnnData]:
     return ad.read_h5ad(folder / "a.h5ad"), ad.read_zarr(folder / "a.zarr")
 
 
-@pytest.fixture
-def labelled_patches() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """Make points in a square, and their class: a disc, a strip on the right, and the rest."""
-
-    def make(rng: np.random.Generator, n: int = 1200) -> tuple[np.ndarray, np.ndarray]:
-        xy = rng.uniform(0, 40, (n, 2))
-        codes = (np.hypot(*(xy - 20).T) < 11).astype(np.int64) + 2 * (xy[:, 0] > 33)
-        return xy, np.minimum(codes, 2)
-
-    return make
-
-
 class InMemory:
     """Expression of one section as one block of genes."""
 
@@ -204,21 +189,21 @@ class InMemory:
         yield slice(0, self.shape[0]), self.matrix if genes is None else self.matrix[:, genes]
 
 
-class _Read(Exception):
-    """Ends a call at its model, which it carries the sections to."""
+class _Stop(Exception):
+    """Ends a call at its model; carries the sections that the model was given."""
 
 
 def sections_read(model: type, method: str, call: Callable[[], object]) -> list[Any]:
     """Return the sections that ``call`` gives to ``model.method``, and end the call there."""
 
     def stop(self: Any, sections: list[Any], **kwargs: Any) -> None:
-        raise _Read(sections)
+        raise _Stop(sections)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, method, stop)
-        with pytest.raises(_Read) as read:
+        with pytest.raises(_Stop) as stopped:
             call()
-    return read.value.args[0]
+    return stopped.value.args[0]
 
 
 def region_effects(
@@ -238,7 +223,7 @@ def region_effects(
     matrix = sparse.csr_matrix(values.astype(np.float32))
     view = SectionView(InMemory(matrix), np.arange(len(xy)), xy, 0, None, covariates, n_genes)
     seeds = [0] * len(regions) if seeds is None else seeds
-    questions = (covariates.composition,)
-    contrasts = [Contrast(view, label, n_null, (i,), questions) for label, i in zip(regions, seeds, strict=True)]
+    given = (covariates.composition,)
+    contrasts = [Contrast(view, label, n_null, (i,), given) for label, i in zip(regions, seeds, strict=True)]
     compare_regions(contrasts)
     return [contrast.effects[0] for contrast in contrasts]

@@ -1,7 +1,8 @@
-"""Ctrl-C in any long step leaves the AnnData as it was."""
+"""Interrupted and diverged calls leave the AnnData as it was and no file."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,38 +11,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
+from conftest import assert_same
 
 import stxtools as st
 
 QUICK = {"width": 4, "epochs": 2, "pretrain_epochs": 1, "steps_per_epoch": 2, "sigmas": (0.0,)}
 NET = {"hidden": 8, "out_channels": 8, "heads": 2, "epochs": 2, "unet_width": 4}
-
-
-def _snapshot(adata: ad.AnnData) -> dict[str, Any]:
-    """Copies of everything an AnnData holds, the keys of ``uns`` down to the last level."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: walk(inner) for key, inner in value.items()}
-        return value.copy() if hasattr(value, "copy") else value
-
-    found: dict[str, Any] = {"X": adata.X.copy(), "obs": adata.obs.copy(), "var": adata.var.copy()}
-    for name in ("obsm", "varm", "obsp", "layers", "uns"):
-        found[name] = {key: walk(value) for key, value in dict(getattr(adata, name)).items() if key is not None}
-    return found
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if isinstance(a, (pd.DataFrame, pd.Series)):
-        return a.equals(b)
-    if sparse.issparse(a):
-        return a.shape == b.shape and (a != b).nnz == 0
-    if isinstance(a, ad.AnnData):
-        return isinstance(b, ad.AnnData) and _same(_snapshot(a), _snapshot(b))
-    return bool(np.array_equal(a, b))
 
 
 def _interrupt(*args: Any, **kwargs: Any) -> Any:
@@ -50,10 +25,10 @@ def _interrupt(*args: Any, **kwargs: Any) -> Any:
 
 _BAR = "stxtools._progress.Stage.update"
 
-# what is interrupted, in which call; the bar of the training loop, of the teachers, of the genes, or the last step
+# the function that is interrupted, and the call; _BAR is updated by every training loop
 STEPS: dict[str, tuple[str, Callable[[ad.AnnData], Any]]] = {
     "normalize": ("stxtools.pp._normalize._pca", lambda a: st.pp.normalize(a, n_comps=3)),
-    "segment, teachers": (_BAR, lambda a: st.tl.segment(a, 3, params=QUICK)),
+    "segment, pseudo-labels": (_BAR, lambda a: st.tl.segment(a, 3, params=QUICK)),
     "segment, training": (_BAR, lambda a: st.tl.segment(a, labels_key="band", params=QUICK)),
     "segment, prediction": (
         "stxtools.models.segmenter.model.predict_pixels", lambda a: st.tl.segment(a, labels_key="band", params=QUICK)
@@ -78,41 +53,75 @@ def section(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_interrupted_call_changes_nothing(section: ad.AnnData, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_interrupt_changes_neither_anndata_nor_signal_handler(
+    section: ad.AnnData, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     target, call = STEPS[step]
     monkeypatch.setattr(target, _interrupt)
-    before = _snapshot(section)
+    before = section.copy()
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         call(section)
-    assert _same(before, _snapshot(section))
+    assert_same(before, section)
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_interrupted_distillation_leaves_no_file(
     section: ad.AnnData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     st.tl.multitask(section, None, "band", params=NET, save_model=tmp_path / "teacher.stx")
-    before = _snapshot(section)
+    before = section.copy()
     monkeypatch.setattr("safetensors.numpy.save", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         st.tl.distill(section, tmp_path / "teacher.stx", save_model=tmp_path / "student.stx", params={"epochs": 1})
     assert [p.name for p in tmp_path.iterdir()] == ["teacher.stx"]
-    assert _same(before, _snapshot(section))
+    assert_same(before, section)
 
 
-def test_interrupt_while_writing_puts_everything_back(section: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_between_two_slots_undoes_the_first(section: ad.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slots are written one after the other; an interrupt between two of them is undone."""
-    before, writes = _snapshot(section), []
+    before, writes = section.copy(), []
     original = type(section.obsm).__setitem__
 
-    def third_time(self: Any, key: str, value: Any) -> None:
+    def second_time(self: Any, key: str, value: Any) -> None:
         writes.append(key)
         if len(writes) == 2:
             raise KeyboardInterrupt
         original(self, key, value)
 
-    monkeypatch.setattr(type(section.obsm), "__setitem__", third_time)
+    monkeypatch.setattr(type(section.obsm), "__setitem__", second_time)
     with pytest.raises(KeyboardInterrupt):
         st.tl.segment(section, labels_key="band", params=QUICK)
     monkeypatch.undo()
     assert len(writes) >= 2
-    assert _same(before, _snapshot(section))
+    assert_same(before, section)
+
+
+HOW = {"show_progress": False, "accelerator": "cpu"}
+KEY = HOW | {"library_key": "library"}
+# the AnnData, its U-Net or network parameters with a learning rate that diverges, and where the model is saved
+DIVERGING = {
+    "segment, pretrained": lambda a, unet, net, save: st.tl.segment(a, 3, params=unet, save_model=save, **KEY),
+    "segment": lambda a, unet, net, save: st.tl.segment(
+        a, 3, params=unet | {"pretrain": "none"}, save_model=save, **KEY
+    ),
+    "pretrain": lambda a, unet, net, save: st.tl.pretrain(a, params=unet, save_model=save, **KEY),
+    "embed": lambda a, unet, net, save: st.tl.embed(a, params=net, **HOW),
+    "multitask": lambda a, unet, net, save: st.tl.multitask(a, None, "band", params=net, save_model=save, **HOW),
+    "distill": lambda a, unet, net, save: st.tl.distill(
+        a, save.parent / "teacher", params={"lr": net["lr"], "epochs": 2}, save_model=save, **HOW
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "lr"), [(call, 1e30) for call in DIVERGING] + [("segment", 1e3), ("segment, pretrained", 1e3)]
+)
+def test_diverged_training_raises_and_writes_nothing(line, quick_unet, quick_net, tmp_path, call, lr):
+    if call == "distill":
+        st.tl.multitask(line, None, "band", params=quick_net, save_model=tmp_path / "teacher", **HOW)
+    before, files = line.copy(), list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"training diverged.*smaller learning rate"):
+        DIVERGING[call](line, quick_unet | {"lr": lr}, quick_net | {"lr": lr}, tmp_path / "model")
+    assert_same(line, before)
+    assert list(tmp_path.iterdir()) == files
