@@ -1,27 +1,18 @@
-"""pp.rasterize."""
+"""pp.rasterize: pixels of lattices and scattered cells, sections, pixel size, errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pytest
+from conftest import assert_same
 
 import stxtools as st
 
 
-def _same(a: dict, b: dict) -> None:
-    assert set(a) == set(b)
-    for key, value in a.items():
-        if isinstance(value, dict):
-            _same(value, b[key])
-        else:
-            np.testing.assert_array_equal(value, b[key])
-
-
-def test_hexagonal_section(make_section: Callable[..., ad.AnnData]) -> None:
+def test_hexagonal_lattice_has_one_pixel_per_spot(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("hex", rows=16, cols=14)
     assert st.pp.rasterize(adata) is None
     raster = adata.obsm["raster"]
@@ -36,7 +27,7 @@ def test_hexagonal_section(make_section: Callable[..., ad.AnnData]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hex", "square"])
-def test_without_array_positions(kind: str, make_section: Callable[..., ad.AnnData]) -> None:
+def test_lattice_is_found_without_array_columns(kind: str, make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section(kind)
     st.pp.rasterize(adata)
     with_array = adata.obsm["raster"].copy()
@@ -45,14 +36,14 @@ def test_without_array_positions(kind: str, make_section: Callable[..., ad.AnnDa
     np.testing.assert_array_equal(adata.obsm["raster"], with_array)
 
 
-def test_text_in_array_columns(make_section: Callable[..., ad.AnnData]) -> None:
+def test_text_in_array_columns_is_ignored(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("square")
     adata.obs["array_row"] = [f"r{i}" for i in adata.obs["array_row"]]
     st.pp.rasterize(adata)
     assert adata.uns["raster"]["section"]["lattice"] == "square"
 
 
-def test_libraries(make_section: Callable[..., ad.AnnData]) -> None:
+def test_sections_share_the_pixel_size(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("scattered", libraries=3)
     adata.obsm["where"] = adata.obsm.pop("spatial")
     st.pp.rasterize(adata, library_key="library", spatial_key="where", key_added="bins")
@@ -64,7 +55,7 @@ def test_libraries(make_section: Callable[..., ad.AnnData]) -> None:
         assert (adata.obsm["bins"][rows] < grid["shape"]).all()
 
 
-def test_copy_and_view(make_section: Callable[..., ad.AnnData]) -> None:
+def test_copy_and_view_leave_the_original_unchanged(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("hex")
     out = st.pp.rasterize(adata, copy=True)
     assert "raster" in out.obsm
@@ -75,7 +66,7 @@ def test_copy_and_view(make_section: Callable[..., ad.AnnData]) -> None:
     assert "raster" not in adata.obsm
 
 
-def test_pixel_size(make_section: Callable[..., ad.AnnData]) -> None:
+def test_pixel_size_sets_the_grid(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("hex")
     st.pp.rasterize(adata, pixel_size=300)
     assert adata.uns["raster"]["section"]["lattice"] == "scattered"
@@ -83,18 +74,7 @@ def test_pixel_size(make_section: Callable[..., ad.AnnData]) -> None:
     np.testing.assert_array_equal(adata.obsm["raster"], (adata.obsm["spatial"][:, ::-1] // 300).astype(int))
 
 
-@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
-def test_round_trip(suffix: str, tmp_path: Path, make_section: Callable[..., ad.AnnData]) -> None:
-    adata = make_section("hex", libraries=2)
-    st.pp.rasterize(adata, library_key="library")
-    path = tmp_path / f"a.{suffix}"
-    getattr(adata, f"write_{suffix}")(path)
-    back = getattr(ad, f"read_{suffix}")(path)
-    np.testing.assert_array_equal(back.obsm["raster"], adata.obsm["raster"])
-    _same(back.uns["raster"], adata.uns["raster"])
-
-
-def test_one_observation(make_section: Callable[..., ad.AnnData]) -> None:
+def test_one_observation_is_one_pixel(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("hex")[:1].copy()
     st.pp.rasterize(adata)
     assert adata.obsm["raster"].tolist() == [[0, 0]]
@@ -116,17 +96,12 @@ def test_one_observation(make_section: Callable[..., ad.AnnData]) -> None:
         ({"library_key": "reserved"}, ValueError, "params"),
     ],
 )
-def test_errors_leave_no_trace(kwargs: dict, error: type, message: str, make_section: Callable) -> None:
+def test_wrong_arguments_raise_and_change_nothing(
+    kwargs: dict, error: type, message: str, make_section: Callable
+) -> None:
     adata = make_section("scattered")
     adata.obs["reserved"], adata.obs["barcode"] = "params", adata.obs_names
+    before = adata.copy()
     with pytest.raises(error, match=message):
         st.pp.rasterize(adata, **kwargs)
-    assert list(adata.obsm) == ["spatial"]
-    assert not adata.uns
-
-
-def test_nan_coordinates(make_section: Callable[..., ad.AnnData]) -> None:
-    adata = make_section("hex")
-    adata.obsm["spatial"][3, 1] = np.nan
-    with pytest.raises(ValueError, match="NaN or infinite coordinates"):
-        st.pp.rasterize(adata)
+    assert_same(before, adata)
