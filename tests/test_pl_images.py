@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_pl_spatial import _annotate
+from test_pl_spatial import _write_results
 
 import stxtools as st
 
@@ -35,9 +35,8 @@ def _plain_figures() -> Iterator[None]:
     plt.close("all")
 
 
-@pytest.fixture
-def adata(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
-    adata = _annotate(make_section(libraries=2), "library")
+def write_tables(adata: ad.AnnData) -> ad.AnnData:
+    """Write the tables of tl.biomarkers, tl.targets and tl.evaluate by hand."""
     rng = np.random.default_rng(0)
     n = adata.n_vars
     change = np.linspace(2.5, -2.5, n)
@@ -58,6 +57,11 @@ def adata(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
     return adata
 
 
+@pytest.fixture
+def adata(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
+    return write_tables(_write_results(make_section(libraries=2), "library"))
+
+
 PLOTS: dict[str, Callable[[ad.AnnData], object]] = {
     "segment": lambda a: st.pl.segment(a, scale_bar=1.0),
     "region_graph": lambda a: st.pl.region_graph(a, library="lib0"),
@@ -71,7 +75,7 @@ PLOTS: dict[str, Callable[[ad.AnnData], object]] = {
 }
 
 
-def _picture(axes: object, path: Path) -> Image.Image:
+def _image(axes: object, path: Path) -> Image.Image:
     first = axes[0] if isinstance(axes, list) else axes
     first.figure.savefig(path, dpi=DPI)  # the whole figure: what is cut off shows
     return Image.open(path).convert("RGB")
@@ -85,8 +89,8 @@ def _difference(a: Image.Image, b: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_looks_as_stored(name: str, adata: ad.AnnData, tmp_path: Path) -> None:
-    drawn = _picture(PLOTS[name](adata), tmp_path / f"{name}.png")
+def test_plot_equals_the_stored_image(name: str, adata: ad.AnnData, tmp_path: Path) -> None:
+    drawn = _image(PLOTS[name](adata), tmp_path / f"{name}.png")
     stored = STORED / f"{name}.png"
     if WRITE:
         STORED.mkdir(exist_ok=True)
@@ -96,12 +100,12 @@ def test_looks_as_stored(name: str, adata: ad.AnnData, tmp_path: Path) -> None:
     assert found < TOLERANCE, f"{name} differs by {found:.1f} from {stored}; it is drawn in {tmp_path}"
 
 
-def test_a_difference_is_seen(adata: ad.AnnData, tmp_path: Path) -> None:
+def test_swapped_colors_exceed_the_tolerance(adata: ad.AnnData, tmp_path: Path) -> None:
     stored = Image.open(STORED / "segment.png").convert("RGB")
     adata.uns["segment_colors"] = ["#ff7f0e", "#1f77b4", "#279e68"]  # two classes swapped
-    assert _difference(_picture(PLOTS["segment"](adata), tmp_path / "a.png"), stored) > 2 * TOLERANCE
+    assert _difference(_image(PLOTS["segment"](adata), tmp_path / "a.png"), stored) > 2 * TOLERANCE
     assert sum(path.stat().st_size for path in STORED.iterdir()) < 300_000
 
 
-def test_every_picture_belongs_to_a_plot() -> None:
+def test_stored_images_belong_to_plots() -> None:
     assert {path.stem for path in STORED.iterdir()} == set(PLOTS)

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import assert_same
 from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.colors import to_hex, to_rgba
 from scipy import sparse
@@ -18,7 +19,7 @@ import stxtools as st
 OVERLAP = [(0, 1, 10.0), (1, 2, 40.0)]  # the bands a, b, c of a section, one below the other
 
 
-def _annotate(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:
+def _write_results(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:
     """Write the slots of tl.segment, tl.region_graph and tl.embed by hand: a region per band and section."""
     adata.obs["segment"] = adata.obs["band"].copy()
     codes = adata.obs["segment"].cat.codes.to_numpy().astype(np.int32)
@@ -60,12 +61,12 @@ def _annotate(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:
 
 @pytest.fixture
 def adata(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
-    return _annotate(make_section())
+    return _write_results(make_section())
 
 
 @pytest.fixture
 def several(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
-    return _annotate(make_section(libraries=3), "library")
+    return _write_results(make_section(libraries=3), "library")
 
 
 def _one(ax: plt.Axes, kind: type, label: str) -> EllipseCollection | LineCollection:
@@ -83,21 +84,14 @@ PLOTS = [st.pl.segment, st.pl.region_graph, st.pl.attention]
 
 
 @pytest.mark.parametrize("plot", PLOTS)
-def test_axes_are_a_picture_of_the_section(adata: ad.AnnData, plot: Callable) -> None:
+def test_axes_contain_the_section_without_ticks_and_y_down(adata: ad.AnnData, plot: Callable) -> None:
     ax = plot(adata)
     assert isinstance(ax, plt.Axes)
-    bottom, top = ax.get_ylim()
-    left, right = ax.get_xlim()
-    assert bottom > top, "y points down"
-    assert left < right
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()  # y points down
     assert ax.get_aspect() == 1.0
-    assert len(ax.get_xticks()) == 0
-    assert len(ax.get_yticks()) == 0
-    low, high = adata.obsm["spatial"].min(axis=0), adata.obsm["spatial"].max(axis=0)
-    assert left < low[0]
-    assert right > high[0]
-    assert top < low[1]
-    assert bottom > high[1]
+    assert len(ax.get_xticks()) == len(ax.get_yticks()) == 0
+    assert (adata.obsm["spatial"] > [left, top]).all()
+    assert (adata.obsm["spatial"] < [right, bottom]).all()
     ax.figure.canvas.draw()
 
 
@@ -118,20 +112,15 @@ def test_one_panel_per_section(several: ad.AnnData, plot: Callable) -> None:
 
 
 @pytest.mark.parametrize("plot", PLOTS)
-def test_only_colors_are_written(adata: ad.AnnData, plot: Callable) -> None:
+def test_plot_writes_only_colors(adata: ad.AnnData, plot: Callable) -> None:
     before = adata.copy()
     plot(adata)
-    assert set(adata.uns) - set(before.uns) == {"segment_colors"}
-    for name in ("obs", "obsm"):
-        assert list(getattr(adata, name)) == list(getattr(before, name))
-    pd.testing.assert_frame_equal(adata.obs, before.obs)
-    after, was = adata.uns["regions"], before.uns["regions"]
-    assert set(after.uns) - set(was.uns) <= {"segment_colors"}
-    pd.testing.assert_frame_equal(after.obs, was.obs)
-    assert (after.obsp["attention"] != was.obsp["attention"]).nnz == 0
+    del adata.uns["segment_colors"]
+    adata.uns["regions"].uns.pop("segment_colors", None)
+    assert_same(before, adata)
 
 
-def test_segment_colors_are_those_of_scanpy(adata: ad.AnnData) -> None:
+def test_segment_colors_equal_those_of_scanpy(adata: ad.AnnData) -> None:
     import scanpy as sc
 
     ax = st.pl.segment(adata)
@@ -145,7 +134,7 @@ def test_segment_colors_are_those_of_scanpy(adata: ad.AnnData) -> None:
     assert _legend_texts(ax) == ["a", "b", "c"]
 
 
-def test_existing_colors_and_palette(adata: ad.AnnData) -> None:
+def test_stored_colors_are_kept_and_a_palette_replaces_them(adata: ad.AnnData) -> None:
     adata.uns["segment_colors"] = ["#112233", "#445566", "#778899"]
     st.pl.segment(adata)
     assert list(adata.uns["segment_colors"]) == ["#112233", "#445566", "#778899"]
@@ -160,7 +149,7 @@ def test_existing_colors_and_palette(adata: ad.AnnData) -> None:
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_colors_stay_when_a_category_is_absent(adata: ad.AnnData, stored: bool) -> None:
+def test_absent_category_changes_no_color(adata: ad.AnnData, stored: bool) -> None:
     whole = adata.copy()
     st.pl.segment(whole)
     color_of_c = whole.uns["segment_colors"][2]
@@ -172,16 +161,7 @@ def test_colors_stay_when_a_category_is_absent(adata: ad.AnnData, stored: bool) 
     np.testing.assert_allclose(face[c], np.tile(to_rgba(color_of_c), (c.sum(), 1)))
 
 
-def test_colors_survive_a_file(adata: ad.AnnData, tmp_path) -> None:
-    st.pl.region_graph(adata)
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    back = ad.read_h5ad(tmp_path / "a.h5ad")
-    assert list(back.uns["segment_colors"]) == list(adata.uns["segment_colors"])
-    assert list(back.uns["regions"].uns["segment_colors"]) == list(adata.uns["segment_colors"])
-    st.pl.attention(back)
-
-
-def test_missing_is_grey_and_in_the_legend(adata: ad.AnnData) -> None:
+def test_missing_labels_are_grey_and_in_the_legend(adata: ad.AnnData) -> None:
     adata.obs.loc[adata.obs_names[:5], "segment"] = np.nan
     ax = st.pl.segment(adata)
     face = _one(ax, EllipseCollection, "segment").get_facecolors()
@@ -189,13 +169,13 @@ def test_missing_is_grey_and_in_the_legend(adata: ad.AnnData) -> None:
     assert _legend_texts(ax) == ["a", "b", "c", "NA"]
 
 
-def test_spots_tile_the_lattice(adata: ad.AnnData) -> None:
+def test_size_scales_the_spots_by_the_lattice_pitch(adata: ad.AnnData) -> None:
     spots = _one(st.pl.segment(adata, size=0.5), EllipseCollection, "segment")
     np.testing.assert_allclose(spots.get_widths(), 50.0)
     np.testing.assert_allclose(spots.get_offsets(), adata.obsm["spatial"])
 
 
-def test_spacing_of_scattered_and_repeated_cells() -> None:
+def test_spot_size_follows_the_spacing_of_scattered_cells() -> None:
     def drawn(xy: np.ndarray) -> float:
         cells = ad.AnnData(np.ones((len(xy), 1), dtype=np.float32), obsm={"spatial": xy})
         cells.obs["segment"] = pd.Categorical(np.where(np.arange(len(xy)) % 2, "a", "b"))
@@ -207,7 +187,7 @@ def test_spacing_of_scattered_and_repeated_cells() -> None:
     assert drawn(np.zeros((1, 2))) == drawn(np.zeros((4, 2))) == 1.0
 
 
-def test_picture_of_the_tissue(adata: ad.AnnData) -> None:
+def test_tissue_image_lies_beneath_at_its_scale(adata: ad.AnnData) -> None:
     assert not st.pl.segment(adata).images
     entry = adata.uns["spatial"]["section"]
     entry["images"]["lowres"] = np.ones((30, 40, 3), dtype=np.float32)
@@ -222,7 +202,7 @@ def test_picture_of_the_tissue(adata: ad.AnnData) -> None:
     assert not st.pl.segment(adata, spatial_key="moved").images, "the picture does not fit other coordinates"
 
 
-def test_drawn_at_the_positions_that_the_results_were_made_at(adata: ad.AnnData) -> None:
+def test_results_are_drawn_at_the_positions_of_their_spatial_key(adata: ad.AnnData) -> None:
     adata.obsm["moved"] = adata.obsm["spatial"] + 1e4
     adata.uns["band"] = {"params": {"spatial_key": "moved"}}
     assert st.pl.segment(adata, "band").get_xlim()[0] > 9e3
@@ -231,14 +211,14 @@ def test_drawn_at_the_positions_that_the_results_were_made_at(adata: ad.AnnData)
     assert st.pl.segment(adata, "band").get_xlim()[0] < 1e3
 
 
-def test_prediction_has_the_colors_of_the_truth(adata: ad.AnnData) -> None:
+def test_predicted_classes_have_the_colors_of_their_labels(adata: ad.AnnData) -> None:
     adata.obs["band_pred"] = adata.obs["band"].cat.set_categories(["c", "a", "b"])
     adata.uns["band_colors"] = ["#000011", "#000022", "#000033"]
     st.pl.segment(adata, key="band_pred")
     assert list(adata.uns["band_pred_colors"]) == ["#000033", "#000011", "#000022"]
 
 
-def test_string_column_and_float_column(adata: ad.AnnData) -> None:
+def test_string_column_stays_a_string_column_and_floats_raise(adata: ad.AnnData) -> None:
     adata.obs["text"] = adata.obs["band"].astype(str)
     st.pl.segment(adata, key="text")
     assert not isinstance(adata.obs["text"].dtype, pd.CategoricalDtype)
@@ -246,7 +226,7 @@ def test_string_column_and_float_column(adata: ad.AnnData) -> None:
         st.pl.segment(adata, key="attention")
 
 
-def test_region_graph_widths_follow_contact_and_areas_follow_size(adata: ad.AnnData) -> None:
+def test_region_graph_draws_contact_as_width_and_size_as_area(adata: ad.AnnData) -> None:
     ax = st.pl.region_graph(adata)
     edges = _one(ax, LineCollection, "edges")
     assert len(edges.get_segments()) == 2
@@ -261,7 +241,7 @@ def test_region_graph_widths_follow_contact_and_areas_follow_size(adata: ad.AnnD
     assert {"segment", "observations", "contact length"} <= set(_legend_texts(ax))
 
 
-def test_no_edge_crosses_sections(several: ad.AnnData) -> None:
+def test_edges_stay_within_their_section(several: ad.AnnData) -> None:
     for i, ax in enumerate(st.pl.region_graph(several)):
         segments = np.array(_one(ax, LineCollection, "edges").get_segments()).reshape(-1, 2)
         here = several.uns["regions"].obsm["spatial"][3 * i : 3 * i + 3]
@@ -271,7 +251,7 @@ def test_no_edge_crosses_sections(several: ad.AnnData) -> None:
     assert len(_one(st.pl.region_graph(alone), LineCollection, "edges").get_segments()) == 2
 
 
-def test_attention_is_the_mean_of_both_directions(adata: ad.AnnData) -> None:
+def test_attention_of_an_edge_is_the_mean_of_both_directions(adata: ad.AnnData) -> None:
     ax = st.pl.attention(adata)
     edges = _one(ax, LineCollection, "attention")
     np.testing.assert_allclose(edges.get_array(), [0.15, 0.30])  # (0.1 + 0.2) / 2 and twice that; no self loops
@@ -285,7 +265,7 @@ def test_attention_is_the_mean_of_both_directions(adata: ad.AnnData) -> None:
     assert clipped.get_linewidths()[0] == clipped.get_linewidths()[1]
 
 
-def test_on_a_dark_ground_strong_attention_is_bright_and_tissue_dark(adata: ad.AnnData) -> None:
+def test_attention_on_a_dark_background_is_bright_where_strong(adata: ad.AnnData) -> None:
     with plt.style.context("dark_background"):
         ax = st.pl.attention(adata)
     edges = _one(ax, LineCollection, "attention")
@@ -294,7 +274,7 @@ def test_on_a_dark_ground_strong_attention_is_bright_and_tissue_dark(adata: ad.A
     assert _one(ax, EllipseCollection, "observations").get_facecolor()[:, :3].mean() < 0.4
 
 
-def test_attention_of_the_observations(adata: ad.AnnData) -> None:
+def test_attention_colors_the_observations(adata: ad.AnnData) -> None:
     adata.obs.loc[adata.obs_names[0], "attention"] = np.nan
     ax = st.pl.attention(adata, color="attention")
     spots = _one(ax, EllipseCollection, "observations")
@@ -306,7 +286,7 @@ def test_attention_of_the_observations(adata: ad.AnnData) -> None:
     assert not st.pl.attention(adata, color=None, legend=False).figure.legends
 
 
-def test_a_graph_without_edges(adata: ad.AnnData) -> None:
+def test_graph_without_edges_is_drawn(adata: ad.AnnData) -> None:
     regions = adata.uns["regions"]
     for key in ("attention", "contact_length", "spatial_connectivities"):
         regions.obsp[key] = sparse.csr_matrix((3, 3))
@@ -314,7 +294,7 @@ def test_a_graph_without_edges(adata: ad.AnnData) -> None:
     st.pl.attention(adata).figure.canvas.draw()
 
 
-def test_regions_made_with_other_coordinates(adata: ad.AnnData) -> None:
+def test_regions_are_drawn_at_their_own_coordinates(adata: ad.AnnData) -> None:
     adata.obsm["aligned"] = adata.obsm["spatial"] + 5000
     adata.uns["regions"].uns["params"] = {"spatial_key": "aligned"}
     ax = st.pl.region_graph(adata)
@@ -325,27 +305,20 @@ def test_regions_made_with_other_coordinates(adata: ad.AnnData) -> None:
         st.pl.region_graph(adata, spatial_key="spatial")
 
 
-def test_missing_slots_name_the_call(make_section: Callable[..., ad.AnnData]) -> None:
-    bare = make_section()
-    with pytest.raises(KeyError, match=r"st\.tl\.segment"):
-        st.pl.segment(bare)
-    with pytest.raises(KeyError, match=r"st\.tl\.multitask"):
-        st.pl.segment(bare, key="disease_pred")
-    for plot in (st.pl.region_graph, st.pl.attention):
-        with pytest.raises(KeyError, match=r"st\.tl\.region_graph"):
-            plot(bare)
-    full = _annotate(bare)
-    del full.uns["regions"].obsp["attention"]
+def test_attention_and_region_graph_without_their_slots_raise(adata: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"st\.tl\.embed"):
-        st.pl.attention(full)
-    full.uns["regions"] = {"a": 1}
+        st.pl.attention(adata, key="attention_gradient")
+    del adata.uns["regions"].obsp["attention"]
+    with pytest.raises(KeyError, match=r"st\.tl\.embed"):
+        st.pl.attention(adata)
+    adata.uns["regions"] = {"a": 1}
     with pytest.raises(TypeError, match="dict"):
-        st.pl.region_graph(full)
+        st.pl.region_graph(adata)
     with pytest.raises(ValueError, match="color"):
-        st.pl.attention(full, color="banana")
+        st.pl.attention(adata, color="banana")
 
 
-def test_several_sections_without_a_key(several: ad.AnnData) -> None:
+def test_sections_are_found_from_uns_spatial_or_need_a_library_key(several: ad.AnnData) -> None:
     several.uns["segment"] = {"params": {}}
     del several.uns["regions"]
     titles = [ax.get_title() for ax in st.pl.segment(several, "band")]
@@ -360,7 +333,7 @@ def test_several_sections_without_a_key(several: ad.AnnData) -> None:
 
 
 def test_many_observations_are_rasterised(make_section: Callable[..., ad.AnnData], monkeypatch) -> None:
-    adata = _annotate(make_section())
+    adata = _write_results(make_section())
     assert not _one(st.pl.segment(adata), EllipseCollection, "segment").get_rasterized()
     monkeypatch.setattr("stxtools.pl._sections.RASTERIZE_ABOVE", 100)
     assert _one(st.pl.segment(adata), EllipseCollection, "segment").get_rasterized()
@@ -378,7 +351,7 @@ def test_squidpy_draws_the_same_colors(adata: ad.AnnData) -> None:
     assert drawn == set(colors)
 
 
-def test_real_section(real_section: Callable[[str], ad.AnnData]) -> None:
+def test_real_section_has_image_legend_and_spot_size(real_section: Callable[[str], ad.AnnData]) -> None:
     adata = real_section("dlpfc_151673")
     ax = st.pl.segment(adata, key="layer")
     assert len(ax.images) == 1

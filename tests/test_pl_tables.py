@@ -1,4 +1,4 @@
-"""Plots of biomarkers and training curves."""
+"""Plots of biomarkers, training curves, stability and faithfulness of attention."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import assert_same
 
 import stxtools as st
 
@@ -25,21 +26,13 @@ def adata(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
     for group in ("tumour", "normal"):
         p = np.sort(10.0 ** -rng.uniform(0, 20, adata.n_vars))
         change = rng.normal(0, 2, adata.n_vars)
-        columns = {
-            "group": group,
-            "names": rng.permutation(adata.var_names.to_numpy()),
-            "scores": np.sort(-np.log10(p) * np.sign(change))[::-1],
-            "logfoldchanges": change,
-            "auroc": 1 / (1 + np.exp(-change)),
-            "pvals": p,
-            "pvals_adj": p,
-            "attribution": rng.uniform(0, 1, adata.n_vars),
-            "n_libraries": 1,
-            "pct_nz_group": rng.uniform(0, 1, adata.n_vars),
-            "pct_nz_reference": 0.1,
-            "direction_consistent": True,
-        }
-        parts.append(pd.DataFrame(columns))
+        parts.append(pd.DataFrame({
+            "group": group, "names": rng.permutation(adata.var_names.to_numpy()),
+            "scores": np.sort(-np.log10(p) * np.sign(change))[::-1], "logfoldchanges": change,
+            "auroc": 1 / (1 + np.exp(-change)), "pvals": p, "pvals_adj": p,
+            "attribution": rng.uniform(0, 1, adata.n_vars), "n_libraries": 1,
+            "pct_nz_group": rng.uniform(0, 1, adata.n_vars), "pct_nz_reference": 0.1, "direction_consistent": True,
+        }))  # fmt: skip
     parts[1].loc[3:, "pvals_adj"] = 0.9
     table = pd.concat(parts, ignore_index=True)
     table["group"] = table["group"].astype("category")
@@ -61,7 +54,7 @@ def _dots(ax: plt.Axes):
     return next(c for c in ax.collections if c.get_label() == "genes")
 
 
-def test_ranked_one_panel_per_group(adata: ad.AnnData) -> None:
+def test_ranked_genes_have_one_panel_per_group(adata: ad.AnnData) -> None:
     before = adata.copy()
     axes = st.pl.biomarkers(adata, n_genes=6)
     assert [ax.get_title() for ax in axes] == ["tumour vs. rest", "normal vs. rest"]
@@ -80,7 +73,7 @@ def test_ranked_one_panel_per_group(adata: ad.AnnData) -> None:
     pd.testing.assert_frame_equal(adata.uns["biomarkers"], table)
 
 
-def test_ranked_hollow_where_not_significant(adata: ad.AnnData) -> None:
+def test_ranked_genes_are_hollow_where_not_significant(adata: ad.AnnData) -> None:
     ax = st.pl.biomarkers(adata, group="normal", n_genes=6)
     white = (_dots(ax).get_facecolors()[:, :3] == 1).all(axis=1)
     assert white.tolist() == [False] * 3 + [True] * 3
@@ -91,14 +84,14 @@ def test_ranked_hollow_where_not_significant(adata: ad.AnnData) -> None:
     assert not (_dots(everything).get_facecolors()[:, :3] == 1).all(axis=1).any()
 
 
-def test_ranked_colour_is_the_sign_of_the_change(adata: ad.AnnData) -> None:
+def test_ranked_genes_are_colored_by_the_sign_of_the_change(adata: ad.AnnData) -> None:
     ax = st.pl.biomarkers(adata, group="tumour", n_genes=8, fdr=1)
     change = adata.uns["biomarkers"]["logfoldchanges"].to_numpy()[:8]
     face = _dots(ax).get_facecolors()
     assert ((face[:, 0] > face[:, 2]) == (change > 0)).all(), "red is higher, blue is lower"
 
 
-def test_effect(adata: ad.AnnData) -> None:
+def test_effect_chooses_the_column_drawn(adata: ad.AnnData) -> None:
     ax = st.pl.biomarkers(adata, group="tumour", effect="scores", n_genes=3)
     np.testing.assert_allclose(_dots(ax).get_offsets()[:, 0], adata.uns["biomarkers"]["scores"][:3])
     del adata.uns["biomarkers"]["attribution"]
@@ -108,7 +101,7 @@ def test_effect(adata: ad.AnnData) -> None:
         st.pl.biomarkers(adata, effect="names")
 
 
-def test_volcano_shows_raw_p(adata: ad.AnnData) -> None:
+def test_volcano_draws_raw_p_values_and_the_fdr_threshold(adata: ad.AnnData) -> None:
     table = adata.uns["biomarkers"]
     table["pvals"] = table["pvals"] / 100
     table.loc[0, "pvals"] = 0.0
@@ -143,7 +136,7 @@ def _crossings(lines: list[np.ndarray]) -> int:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_leader_lines_do_not_cross(adata: ad.AnnData, seed: int) -> None:
+def test_leader_lines_of_a_volcano_do_not_cross(adata: ad.AnnData, seed: int) -> None:
     rng = np.random.default_rng(seed)
     table = adata.uns["biomarkers"]
     table["pvals"] = 10.0 ** -np.minimum(rng.exponential(2, len(table)) + 2, 5)  # many at the same height
@@ -155,7 +148,7 @@ def test_leader_lines_do_not_cross(adata: ad.AnnData, seed: int) -> None:
 
 
 @pytest.mark.parametrize("n_genes", [3, 12, 25])
-def test_names_in_a_volcano_do_not_overlap(adata: ad.AnnData, n_genes: int) -> None:
+def test_gene_names_in_a_volcano_do_not_overlap(adata: ad.AnnData, n_genes: int) -> None:
     ax = st.pl.biomarkers(adata, group="tumour", kind="volcano", n_genes=n_genes)
     ax.figure.canvas.draw()
     boxes = [super(type(t), t).get_window_extent() for t in ax.texts if not t.get_text().startswith("FDR")]
@@ -169,18 +162,19 @@ def test_names_in_a_volcano_do_not_overlap(adata: ad.AnnData, n_genes: int) -> N
     ("how", "error", "match"),
     [
         ({"group": "unknown"}, ValueError, "tumour"), ({"kind": "pie"}, ValueError, "kind"),
-        ({"n_genes": 0}, ValueError, "n_genes"), ({"key": "nothing"}, KeyError, r"st\.tl\.biomarkers"),
-        ({"key": "segment"}, KeyError, r"st\.tl\.biomarkers"),
+        ({"n_genes": 0}, ValueError, "n_genes"), ({"key": "segment"}, KeyError, r"st\.tl\.biomarkers"),
     ],
 )  # fmt: skip
-def test_biomarker_errors(adata: ad.AnnData, how: dict[str, Any], error: type[Exception], match: str) -> None:
+def test_wrong_arguments_of_biomarkers_raise(
+    adata: ad.AnnData, how: dict[str, Any], error: type[Exception], match: str
+) -> None:
     with pytest.raises(error, match=match):
         st.pl.biomarkers(adata, **how)
     with pytest.raises(ValueError, match="group='tumour'"):
         st.pl.biomarkers(adata, ax=plt.subplots()[1])
 
 
-def test_history(adata: ad.AnnData) -> None:
+def test_history_draws_losses_and_marks_the_best_epoch(adata: ad.AnnData) -> None:
     axes = st.pl.history(adata)
     assert [ax.get_title() for ax in axes] == ["masked", "fit"]
     assert [line.get_label() for line in axes[0].lines] == ["training"]
@@ -192,20 +186,18 @@ def test_history(adata: ad.AnnData) -> None:
     assert st.pl.history(adata, stage="fit", ax=ax) is ax
 
 
-def test_history_errors(adata: ad.AnnData) -> None:
+def test_wrong_arguments_of_history_raise(adata: ad.AnnData) -> None:
     _, ax = plt.subplots()
     with pytest.raises(ValueError, match="stage='masked'"):
         st.pl.history(adata, ax=ax)
     with pytest.raises(ValueError, match="masked"):
         st.pl.history(adata, stage="unknown")
-    with pytest.raises(KeyError, match=r"st\.tl\.embed"):
-        st.pl.history(adata, key="embed")
     adata.uns["segment"]["history"] = adata.uns["segment"]["history"].iloc[:0]
     with pytest.raises(ValueError, match="empty"):
         st.pl.history(adata)
 
 
-def test_stability_marks_the_number_that_was_taken(make_section):
+def test_stability_marks_the_chosen_number_of_segments(make_section):
     adata = make_section()
     curve = pd.DataFrame({"n_segments": [1, 2, 3, 4], "stability": [1, 0.9, 0.5, 0.6], "bic": [2.0, 5.0, 3.0, 4.0]})
     adata.uns["segment"] = {"params": {"n_segments": 3}, "stability": curve}
@@ -218,10 +210,9 @@ def test_stability_marks_the_number_that_was_taken(make_section):
     del adata.uns["segment"]["stability"]
     with pytest.raises(KeyError, match="n_segments"):
         st.pl.stability(adata)
-    plt.close("all")
 
 
-def test_names_of_genes_fit_into_low_axes(adata: ad.AnnData) -> None:
+def test_gene_names_do_not_overlap_in_low_axes(adata: ad.AnnData) -> None:
     ax = plt.subplots(figsize=(3, 1.5))[1]
     st.pl.biomarkers(adata, "tumour", n_genes=20, ax=ax, legend=False, show=False)
     ax.figure.canvas.draw()
@@ -230,7 +221,7 @@ def test_names_of_genes_fit_into_low_axes(adata: ad.AnnData) -> None:
     assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
 
 
-def test_ranked_shows_both_directions_against_one_group(adata: ad.AnnData) -> None:
+def test_ranked_genes_against_one_group_show_both_directions(adata: ad.AnnData) -> None:
     table = adata.uns["biomarkers"]
     adata.uns["biomarkers_params"]["reference"] = "normal"
     adata.uns["biomarkers"] = table[table["group"] == "tumour"]
@@ -243,3 +234,24 @@ def test_ranked_shows_both_directions_against_one_group(adata: ad.AnnData) -> No
     assert np.diff(places).max() == np.diff(places)[3] > 1, "a gap between the directions"
     adata.uns["biomarkers_params"]["reference"] = "rest"
     assert len(st.pl.biomarkers(adata, n_genes=4).get_yticklabels()) == 4
+
+
+def test_attention_fidelity_lines_equal_the_table(adata: ad.AnnData) -> None:
+    rows = [
+        {"library": "lib0", "unit": u, "method": m, "mode": mode, "share": s, "change": s * (1 + i), "flipped": s / 2,
+         "n_regions": 5}
+        for u in ("edges", "regions") for i, m in enumerate(("attention", "random"))
+        for mode in ("remove", "keep") for s in (0.2, 0.4)
+    ]  # fmt: skip
+    adata.uns["attention_fidelity"] = {"table": pd.DataFrame(rows)}
+    before = adata.copy()
+    axes = st.pl.attention_fidelity(adata)
+    assert [a.get_title() for a in axes] == ["edges removed", "edges kept", "regions removed", "regions kept"]
+    lines = {line.get_label(): line.get_xydata() for line in axes[0].lines}
+    np.testing.assert_allclose(lines["attention"], [[20, 0.2], [40, 0.4]])
+    np.testing.assert_allclose(lines["random"], [[20, 0.4], [40, 0.8]])
+    _, ax = plt.subplots()
+    assert st.pl.attention_fidelity(adata, "edges", ax=ax) is ax
+    with pytest.raises(ValueError, match="unit"):
+        st.pl.attention_fidelity(adata, ax=ax)
+    assert_same(before, adata)

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import assert_same
 from scipy import sparse
 
 import stxtools as st
@@ -42,7 +43,7 @@ def _cells(ax: plt.Axes) -> dict[tuple[int, int], np.ndarray]:
     return {(j, i): colors[i, j] for i, j in zip(*np.nonzero(~np.ma.getmaskarray(values)), strict=True)}
 
 
-def test_cells_are_those_of_the_table(adata):
+def test_heatmap_shows_the_columns_of_the_table(adata):
     ax = st.pl.targets(adata, group="tumour", n_genes=3)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["approved drugs", "drugs", "membrane protein", "safety"]
@@ -54,17 +55,17 @@ def test_cells_are_those_of_the_table(adata):
     assert {t.get_text() for t in ax.texts} == {"2", "1", ""}
 
 
-def test_panels_axes_and_columns(adata):
+def test_one_panel_per_group_or_given_axes_and_columns(adata):
+    before = adata.copy()
     axes = st.pl.targets(adata, legend=False)
     assert [a.get_title() for a in axes] == ["tumour", "rest"]
     _, own = plt.subplots()
     assert st.pl.targets(adata, group="rest", columns=["n_drugs", "drugs"], ax=own) is own
     assert [t.get_text() for t in own.get_xticklabels()] == ["drugs", "drugs"]
-    before = adata.uns["biomarkers"].copy()
-    pd.testing.assert_frame_equal(before, adata.uns["biomarkers"])
+    assert_same(before, adata)
 
 
-def test_what_speaks_for_a_target(adata):
+def test_favourable_cells_are_blue_and_unfavourable_ones_red(adata):
     table = adata.uns["biomarkers"].query("group == 'tumour'").reset_index(drop=True)
     given = {
         "n_drugs": [0, 3], "in_x": [True, False], "tractability_sm": ["", "Approved Drug"],
@@ -81,10 +82,7 @@ def test_what_speaks_for_a_target(adata):
     assert abs(at[1, 1][0] - at[1, 1][2]) < 0.1, "neither"
 
 
-def test_errors(adata):
-    bare = ad.AnnData(np.ones((3, 2), dtype=np.float32))
-    with pytest.raises(KeyError, match=r"st\.tl\.biomarkers"):
-        st.pl.targets(bare)
+def test_wrong_arguments_of_targets_raise(adata):
     with pytest.raises(KeyError, match="nope"):
         st.pl.targets(adata, columns=["nope"])
     with pytest.raises(ValueError, match="nope"):
