@@ -97,6 +97,23 @@ def generated() -> Callable[..., ad.AnnData]:
     return lambda *args, **kwargs: make(*args, **kwargs).copy()
 
 
+def grid_positions(cols: int, rows: int | None = None) -> np.ndarray:
+    """Positions (x, y) of a square lattice, row by row."""
+    return np.stack(np.meshgrid(np.arange(cols), np.arange(rows or cols)), axis=-1).reshape(-1, 2).astype(float)
+
+
+def poisson_section(rate: np.ndarray, xy: np.ndarray, rng: np.random.Generator, **obs: Any) -> ad.AnnData:
+    """Make a section of Poisson counts: observations o0, o1, ..., genes g0, g1, ..., and columns of ``obs``."""
+    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    out.obs_names, out.var_names = [f"o{i}" for i in range(out.n_obs)], [f"g{i}" for i in range(out.n_vars)]
+    out.obsm["spatial"] = xy
+    for key, values in obs.items():
+        out.obs[key] = (
+            values if np.ndim(values) == 0 or np.asarray(values).dtype.kind == "f" else pd.Categorical(values)
+        )
+    return out
+
+
 def null_regions(adata: ad.AnnData, n: int) -> Iterator[None]:
     """Write smooth random regions of 30 % into ``obs["null"]``, one after the other: fields of random frequencies."""
     rng = np.random.default_rng(0)
@@ -108,6 +125,7 @@ def null_regions(adata: ad.AnnData, n: int) -> Iterator[None]:
         yield
 
 
+ON_CPU: dict[str, Any] = {"show_progress": False, "accelerator": "cpu"}
 QUICK_UNET = {"width": 8, "epochs": 6, "pretrain_epochs": 1, "steps_per_epoch": 4, "sigmas": (0.0, 1.0)}
 QUICK_NET = {"hidden": 8, "out_channels": 8, "heads": 2, "epochs": 3, "unet_width": 4}
 

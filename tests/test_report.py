@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def written(adata: ad.AnnData, tmp_path: Path, **how: Any) -> str:
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_file_holds_what_the_slots_hold(line, tmp_path):
+def test_page_embeds_coordinates_colours_genes_and_biomarkers(line, tmp_path):
     adata = with_table(line)
     adata.obs_names = [f"<i>{name}" for name in adata.obs_names]
     adata.obs["band"] = adata.obs["band"].cat.rename_categories({"a": "</script>&<b>"})
@@ -87,19 +86,13 @@ def test_the_file_holds_what_the_slots_hold(line, tmp_path):
     (name, high), expected = meta["genes"][0], before[:, "gene3"].X.toarray().ravel()
     assert name == "gene3"
     np.testing.assert_allclose(block(page, "gene0", "u1") / 254 * high, expected, atol=0.01)
-    np.testing.assert_array_equal(
-        block(page, "t-logfoldchanges", "<f4"), adata.uns["biomarkers"]["scores"].astype("f4")
-    )
-    for text in (
-        "The tissue falls into 3 segments",
-        "connected regions",
-        "mark at least one of 3 segments",
-        "tl.embed",
-    ):
-        assert text in page
+    changes = adata.uns["biomarkers"]["logfoldchanges"].astype("f4")
+    np.testing.assert_array_equal(block(page, "t-logfoldchanges", "<f4"), changes)
+    sentences = ("The tissue falls into 3 segments", "connected regions", "mark at least one of 3 segments", "tl.embed")
+    assert [text for text in sentences if text not in page] == []
 
 
-def test_segments_that_are_all_missing_and_more_classes_than_two_bytes_hold(line, tmp_path):
+def test_missing_segments_and_more_than_65_536_classes_are_encoded(line, tmp_path):
     line.obs["segment"] = line.obs["segment"].where(np.zeros(line.n_obs, dtype=bool))
     many = pd.Index(np.arange(70_000)).astype(str)
     line.obs["cluster"] = pd.Categorical.from_codes(np.arange(line.n_obs) + 69_000, categories=many)
@@ -110,7 +103,7 @@ def test_segments_that_are_all_missing_and_more_classes_than_two_bytes_hold(line
     np.testing.assert_array_equal(block(page, labels["cluster"]["block"], "<u4"), np.arange(line.n_obs) + 69_000)
 
 
-def test_a_map_of_many_observations_is_thinned(line, tmp_path, monkeypatch):
+def test_map_of_many_observations_shows_a_random_sample(line, tmp_path, monkeypatch):
     monkeypatch.setattr("stxtools._report.arrays.POINTS_MAX", 100)
     page = written(line, tmp_path, color=["band"], library_key="library")
     assert page == written(line, tmp_path, color=["band"], library_key="library")  # the same ones each time
@@ -123,7 +116,7 @@ def test_a_map_of_many_observations_is_thinned(line, tmp_path, monkeypatch):
     assert "448 observations (spots or cells) and" in page
 
 
-def test_leading_genes_come_from_every_group(line, tmp_path):
+def test_first_genes_come_from_every_group(line, tmp_path):
     adata = with_table(line)
     genes = [name for name, _ in meta_of(written(adata, tmp_path))["genes"]]
     table = adata.uns["biomarkers"]
@@ -132,7 +125,7 @@ def test_leading_genes_come_from_every_group(line, tmp_path):
     assert set(genes) == set(adata.var_names)
 
 
-def test_steps_that_were_not_run_are_left_out(make_section, tmp_path):
+def test_report_omits_steps_that_were_not_run(make_section, tmp_path):
     adata = make_section(rows=6, cols=6)
     adata.X[:, 7] *= 50  # the gene of the largest variance
     meta = meta_of(page := written(adata, tmp_path))
@@ -140,7 +133,7 @@ def test_steps_that_were_not_run_are_left_out(make_section, tmp_path):
     assert meta["biomarkers"] is None
     assert meta["genes"][0][0] == "gene7"
     assert "<figure>" not in page
-    adata.X = sparse.csr_matrix(adata.X.toarray() - 1)  # components, say
+    adata.X = sparse.csr_matrix(adata.X.toarray() - 1)  # such as components
     assert meta_of(written(adata, tmp_path))["genes"] == []
     adata.X = None
     assert meta_of(written(adata, tmp_path))["genes"] == []
@@ -163,14 +156,14 @@ def test_steps_that_were_not_run_are_left_out(make_section, tmp_path):
         ({"library_key": "nope"}, KeyError, "nope"),
     ],
 )
-def test_errors(make_section, tmp_path, how, error, match):
+def test_wrong_arguments_are_reported_and_write_no_file(make_section, tmp_path, how, error, match):
     path = str(how.pop("path", "{here}/report.html")).format(here=tmp_path)
     with pytest.raises(error, match=match):
         st.report(make_section(rows=6, cols=6), path, **how)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_map_is_drawn_where_the_segments_were_made(make_section, tmp_path):
+def test_map_uses_the_coordinates_of_the_segmentation(make_section, tmp_path):
     adata = make_section(rows=6, cols=6)
     adata.obs["segment"], adata.uns["segment"] = adata.obs["band"], {"params": {"spatial_key": "moved"}}
     adata.obsm["moved"] = adata.obsm["spatial"] * 2
@@ -185,7 +178,7 @@ def test_the_map_is_drawn_where_the_segments_were_made(make_section, tmp_path):
 
 
 @needs_browser
-def test_in_a_browser(line, tmp_path):
+def test_browser_links_map_table_volcano_and_legend(line, tmp_path):
     adata = with_table(line)
     written(adata, tmp_path)
     table = adata.uns["biomarkers"]
@@ -251,7 +244,7 @@ def test_in_a_browser(line, tmp_path):
 
 
 @needs_browser
-def test_a_report_without_results_opens(make_section, tmp_path):
+def test_browser_opens_reports_with_empty_or_missing_results(make_section, tmp_path):
     adata = make_section(rows=6, cols=6)
     adata.X = None
     written(adata, tmp_path)
@@ -276,7 +269,7 @@ def test_a_report_without_results_opens(make_section, tmp_path):
 
 @needs_browser
 @pytest.mark.slow
-def test_many_cells(tmp_path):
+def test_browser_opens_a_report_of_100_000_cells(tmp_path):
     rng, n = np.random.default_rng(0), 100_000
     adata = ad.AnnData(sparse.random(n, 100, 0.1, format="csr", dtype=np.float32, rng=rng))
     adata.X.data = np.ceil(8 * adata.X.data)
@@ -285,9 +278,8 @@ def test_many_cells(tmp_path):
     written(with_table(adata), tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 30e6
     with Chromium() as page:
-        assert page.open(tmp_path / "report.html", READY) < 3
+        page.open(tmp_path / "report.html", READY)
+        gene = page("document.querySelector('#table tbody td').textContent")
         page.click(*page.place("#table tbody tr"))
-        start = time.perf_counter()
-        page("for (let i = 0; i < 10; i++) draw()")
-        assert (time.perf_counter() - start) / 10 < 0.1
+        page.wait(f"document.querySelector('#map').dataset.drawn == {gene!r}")
         assert page.errors == []

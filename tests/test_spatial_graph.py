@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -16,18 +17,16 @@ from stxtools._spatial.graph import contact_lengths, neighbour_mean, observation
 from stxtools._spatial.raster import RasterGrid, rasterize, rasterize_libraries
 
 
-def _graph(xy: np.ndarray, **kwargs) -> tuple[sparse.csr_matrix, list[RasterGrid], np.ndarray]:
-    codes = np.zeros(len(xy), dtype=np.int64)
+def _measures(xy: np.ndarray, codes: np.ndarray, index: np.ndarray, grids: list[RasterGrid]) -> tuple[Any, ...]:
+    """Return the graph of sections, the area of each observation, and the length of each contact."""
+    meshes = section_meshes(xy, codes, grids)
+    graph = spatial_graph(xy, codes, index, grids, meshes)
+    return graph, observation_area(codes, grids, meshes), contact_lengths(graph, codes, grids, meshes)
+
+
+def _graph(xy: np.ndarray, **kwargs: Any) -> tuple[Any, ...]:
     index, grid = rasterize(xy, **kwargs)
-    return spatial_graph(xy, codes, index, [grid], section_meshes(xy, codes, [grid])), [grid], codes
-
-
-def _area(xy: np.ndarray, codes: np.ndarray, grids: list[RasterGrid]) -> np.ndarray:
-    return observation_area(codes, grids, section_meshes(xy, codes, grids))
-
-
-def _contact(graph: sparse.csr_matrix, xy: np.ndarray, codes: np.ndarray, grids: list[RasterGrid]) -> sparse.csr_matrix:
-    return contact_lengths(graph, codes, grids, section_meshes(xy, codes, grids))
+    return _measures(xy, np.zeros(len(xy), dtype=np.int64), index, [grid])
 
 
 def _assert_valid(graph: sparse.csr_matrix) -> None:
@@ -42,7 +41,7 @@ def _hex(rows: int, cols: int, s: float = 1.0) -> np.ndarray:
 
 
 def test_hexagonal_lattice_has_six_neighbours() -> None:
-    graph, _, _ = _graph(_hex(9, 9, 100.0))
+    graph, *_ = _graph(_hex(9, 9, 100.0))
     degree = np.diff(graph.indptr).reshape(9, 9)
     assert (degree[1:-1, 1:-1] == 6).all()
     np.testing.assert_allclose(graph.data, 100.0)
@@ -51,19 +50,18 @@ def test_hexagonal_lattice_has_six_neighbours() -> None:
 
 def test_square_lattice_has_four_neighbours_with_area_and_contact() -> None:
     r, c = (a.ravel() for a in np.mgrid[:6, :5])
-    graph, grids, codes = _graph(np.c_[c, r] * 8.0)
+    graph, area, contact = _graph(np.c_[c, r] * 8.0)
     assert np.diff(graph.indptr).reshape(6, 5)[1:-1, 1:-1].tolist() == [[4] * 3] * 4
-    np.testing.assert_allclose(_area(np.c_[c, r] * 8.0, codes, grids), 64.0)
-    np.testing.assert_allclose(_contact(graph, np.c_[c, r] * 8.0, codes, grids).data, 8.0)
+    np.testing.assert_allclose(area, 64.0)
+    np.testing.assert_allclose(contact.data, 8.0)
 
 
 def test_hexagonal_cells_have_area_and_perimeter_of_the_hexagon() -> None:
     """Area and perimeter of the regular hexagon whose neighbours are 10 apart."""
     xy = _hex(9, 9, 10.0)
-    graph, grids, codes = _graph(xy)
-    area = _area(xy, codes, grids)
+    _, area, contact = _graph(xy)
     np.testing.assert_allclose(area, 50 * np.sqrt(3), rtol=1e-6)
-    border = np.asarray(_contact(graph, xy, codes, grids).sum(axis=1)).ravel()
+    border = np.asarray(contact.sum(axis=1)).ravel()
     side = 10 / np.sqrt(3)
     np.testing.assert_allclose(border[40], 6 * side, rtol=1e-6)
     np.testing.assert_allclose(area[40], 1.5 * np.sqrt(3) * side**2, rtol=1e-6)
@@ -71,7 +69,7 @@ def test_hexagonal_cells_have_area_and_perimeter_of_the_hexagon() -> None:
 
 def test_edges_of_uniform_cells_are_delaunay_edges() -> None:
     xy = np.random.default_rng(0).uniform(0, 100, (1500, 2))
-    graph, _, _ = _graph(xy)
+    graph, *_ = _graph(xy)
     _assert_valid(graph)
     indptr, indices = Delaunay(xy).vertex_neighbor_vertices
     full = sparse.csr_matrix((np.ones(len(indices)), indices, indptr), shape=graph.shape)
@@ -88,18 +86,16 @@ def test_no_edge_spans_a_gap() -> None:
     rng = np.random.default_rng(1)
     left, right = rng.uniform(0, 100, (800, 2)), rng.uniform(0, 100, (800, 2)) + np.array([180, 0])
     xy = np.concatenate([left, right, [[1000.0, 1000.0]]])
-    graph, grids, codes = _graph(xy)
+    graph, area, _ = _graph(xy)
     assert graph[:800, 800:].nnz == 0
     assert graph[1600].nnz == 0
-    area = _area(xy, codes, grids)
     hulls = ConvexHull(left).volume + ConvexHull(right).volume
     assert area[:1600].sum() == pytest.approx(hulls, rel=0.1)
 
 
 def test_contact_length_is_that_of_the_voronoi_edge() -> None:
     xy = np.random.default_rng(2).uniform(0, 100, (600, 2))
-    graph, grids, codes = _graph(xy)
-    contact = _contact(graph, xy, codes, grids)
+    graph, _, contact = _graph(xy)
     voronoi = Voronoi(xy)
     checked = 0
     for (i, j), ridge in zip(voronoi.ridge_points, voronoi.ridge_vertices, strict=True):
@@ -115,9 +111,9 @@ def test_contact_length_is_that_of_the_voronoi_edge() -> None:
 
 def test_duplicate_positions_are_joined_and_share_area_and_contact() -> None:
     xy = np.random.default_rng(3).uniform(0, 100, (300, 2))
-    plain, grids, codes = _graph(xy)
+    plain, area, contact = _graph(xy)
     twice = np.concatenate([xy, xy[:40], xy[:5]])
-    graph, twice_grids, twice_codes = _graph(twice)
+    graph, twice_area, after = _graph(twice)
     _assert_valid(graph)
     for i in range(40):
         assert 0 < graph[i, 300 + i] < 0.1
@@ -125,11 +121,8 @@ def test_duplicate_positions_are_joined_and_share_area_and_contact() -> None:
         assert others <= set(graph[i].indices)
         assert len(others) >= len(set(graph[i].indices) & set(range(300))) > 0
     np.testing.assert_allclose((graph[:300, :300] != 0).sum(), (plain != 0).sum(), rtol=0.01)
-    total = _area(twice, twice_codes, twice_grids).sum()
-    assert total == pytest.approx(_area(xy, codes, grids).sum(), rel=0.02)
-    before = _contact(plain, xy, codes, grids).sum()
-    after = _contact(graph, twice, twice_codes, twice_grids)
-    assert after.sum() == pytest.approx(before, rel=0.02)
+    assert twice_area.sum() == pytest.approx(area.sum(), rel=0.02)
+    assert after.sum() == pytest.approx(contact.sum(), rel=0.02)
     assert after.nnz == graph.nnz
     assert after[0, 300] == 0
 
@@ -137,19 +130,19 @@ def test_duplicate_positions_are_joined_and_share_area_and_contact() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 30])
 def test_collinear_observations_form_a_chain(n: int) -> None:
     xy = np.c_[np.linspace(0, 3, n) ** 2, 2 * np.linspace(0, 3, n) ** 2]
-    graph, grids, codes = _graph(xy, lattice="scattered")
+    graph, area, contact = _graph(xy, lattice="scattered")
     _assert_valid(graph)
     coo = sparse.triu(graph).tocoo()
     assert set(zip(coo.row.tolist(), coo.col.tolist(), strict=True)) == {(i, i + 1) for i in range(n - 1)}
-    assert (_area(xy, codes, grids) > 0).all()
-    assert np.isfinite(_contact(graph, xy, codes, grids).data).all()
+    assert (area > 0).all()
+    assert np.isfinite(contact.data).all()
 
 
 def test_observations_at_one_position_are_joined() -> None:
-    graph, grids, codes = _graph(np.full((4, 2), 3.0))
+    graph, area, _ = _graph(np.full((4, 2), 3.0))
     _assert_valid(graph)
     assert graph[0].nnz == 3
-    np.testing.assert_allclose(_area(np.full((4, 2), 3.0), codes, grids).sum(), 1.0)
+    np.testing.assert_allclose(area.sum(), 1.0)
 
 
 def test_no_edge_between_libraries() -> None:
@@ -160,11 +153,10 @@ def test_no_edge_between_libraries() -> None:
     xy, codes = xy[order], codes[order]
     index, grids = rasterize_libraries(xy, codes, 4)
     assert [g.lattice for g in grids] == ["hex", "scattered", "scattered", "hex"]
-    graph = spatial_graph(xy, codes, index, grids, section_meshes(xy, codes, grids)).tocoo()
+    graph, area, contact = _measures(xy, codes, index, grids)
+    graph, contact = graph.tocoo(), contact.tocoo()
     assert (codes[graph.row] == codes[graph.col]).all()
-    contact = _contact(graph.tocsr(), xy, codes, grids).tocoo()
     np.testing.assert_allclose(contact.data[codes[contact.row] == 0], 1 / np.sqrt(3))
-    area = _area(xy, codes, grids)
     np.testing.assert_allclose(area[codes == 3], np.sqrt(3) / 2)
 
 
@@ -172,12 +164,10 @@ def test_no_edge_between_libraries() -> None:
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=60))
 def test_any_points_give_a_valid_graph(points: list[tuple[int, int]]) -> None:
     xy = np.array(points, dtype=float)
-    graph, grids, codes = _graph(xy, lattice="scattered")
+    graph, area, contact = _graph(xy, lattice="scattered")
     _assert_valid(graph)
-    area = _area(xy, codes, grids)
     assert np.isfinite(area).all()
     assert (area > 0).all()
-    contact = _contact(graph, xy, codes, grids)
     assert np.isfinite(contact.data).all()
     assert (contact.data >= 0).all()
 
@@ -195,10 +185,10 @@ def test_neighbour_mean_by_hand() -> None:
 def test_duplicate_positions_of_a_real_section_are_joined(real_section: Callable[[str], ad.AnnData]) -> None:
     adata = real_section("osmfish_mouse_sscortex")
     xy = np.asarray(adata.obsm["spatial"], dtype=np.float64)
-    graph, grids, codes = _graph(xy)
+    graph, area, _ = _graph(xy)
     _assert_valid(graph)
     assert (np.diff(graph.indptr) > 0).all()
     _, inverse, count = np.unique(xy, axis=0, return_inverse=True, return_counts=True)
     for i in np.flatnonzero(count[inverse.ravel()] > 1)[:50]:
         assert (inverse.ravel()[graph[i].indices] == inverse.ravel()[i]).any()
-    assert _area(xy, codes, grids).sum() == pytest.approx(ConvexHull(xy).volume, rel=0.3)
+    assert area.sum() == pytest.approx(ConvexHull(xy).volume, rel=0.3)

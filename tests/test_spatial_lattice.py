@@ -30,7 +30,7 @@ def _assert_neighbours(xy: np.ndarray, index: np.ndarray, grid: RasterGrid, radi
 
 
 def _lattice(kind: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit spacing; the array positions of hexagonal ones are Visium's."""
+    """A lattice of unit spacing and its array positions, Visium's if hexagonal."""
     r, c = (a.ravel() for a in np.mgrid[:rows, :cols])
     if kind == "hex":
         return np.c_[c + 0.5 * (r % 2), r * np.sqrt(3) / 2], np.c_[r, 2 * c + r % 2]
@@ -94,7 +94,7 @@ def test_square_lattice_rotated_by_45_degrees_is_square() -> None:
 
 @pytest.mark.parametrize("case", ["first row shifted", "no gaps", "duplicate", "nan", "shuffled", "fraction"])
 def test_hexagonal_neighbours_with_any_array_positions(case: str) -> None:
-    """Columns may count every spot of a row, or positions be useless: the coordinates show the lattice."""
+    """Where columns have no gaps, or positions are unusable, the coordinates give the lattice."""
     xy, array = _lattice("hex", 10, 10)
     array = array.astype(float)
     if case == "first row shifted":

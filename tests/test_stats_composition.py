@@ -60,10 +60,11 @@ def _partial(y: np.ndarray, label: np.ndarray, z: np.ndarray) -> tuple[float, fl
     return float(left[0] @ left[1] / np.sqrt((left[0] ** 2).sum() * (left[1] ** 2).sum())), float((left[1] ** 2).sum())
 
 
-def test_partial_correlations_equal_least_squares_gene_by_gene():
+@pytest.mark.parametrize("n_comps", [0, 4])
+def test_partial_correlations_equal_least_squares_gene_by_gene(n_comps):
     y = _expression()
-    space = _space(y)
-    nuisance = space.components(4).with_columns(np.random.default_rng(1).standard_normal((len(y), 2)))
+    components = _space(y).components(n_comps) if n_comps else Nuisance.empty(*y.shape)
+    nuisance = components.with_columns(np.random.default_rng(1).standard_normal((len(y), 2)))
     labels = (np.random.default_rng(2).random((len(y), 3)) < 0.4).astype(float)
     r, left = _correlation(y, nuisance, labels)(slice(0, 3))
     centred = y.astype(float) - y.mean(axis=0)
@@ -75,7 +76,7 @@ def test_partial_correlations_equal_least_squares_gene_by_gene():
             assert left[j, b] == pytest.approx(spread, rel=1e-3)
 
 
-def test_smooth_variation_given_composition_is_that_of_residuals():
+def test_smooth_variation_given_composition_equals_that_of_residuals():
     rng = np.random.default_rng(0)
     xy, weight = rng.uniform(0, 1, (300, 2)), rng.uniform(0.5, 1.5, 300).astype(np.float32)
     basis = smooth_basis(xy, weight)
@@ -93,36 +94,19 @@ def test_smooth_variation_given_composition_is_that_of_residuals():
     assert len(np.unique(found)) > 3
 
 
-def test_covariates_without_loadings_are_ordinary_ones():
-    y = _expression(seed=3)
-    z = Nuisance.empty(*y.shape).with_columns(np.random.default_rng(0).standard_normal((len(y), 3)))
-    labels = (np.random.default_rng(5).random((len(y), 2)) < 0.5).astype(float)
-    r, _ = _correlation(y, z, labels)(slice(0, 2))
-    expected = [[_partial(y[:, j].astype(float), labels[:, b], z.scores)[0] for b in range(2)] for j in range(25)]
-    np.testing.assert_allclose(r, expected, atol=2e-4)
-
-
-def test_components_are_those_of_a_pca_and_leave_genes_out():
+def test_components_equal_those_of_a_pca_with_and_without_some_genes():
     y = _expression(n=300, genes=40)
-    space = _space(y)
-    found = space.components(3)
-    expected = PCA(3, svd_solver="full").fit_transform(y.astype(float))
-    for k in range(3):
-        assert abs(np.corrcoef(found.scores[:, k], expected[:, k])[0, 1]) == pytest.approx(1, abs=1e-5)
-    without = space.components(3, without=np.array([0, 5]))
-    assert (without.loadings[[0, 5]] == 0).all()
-    rest = np.delete(y, [0, 5], axis=1)
-    expected = PCA(3, svd_solver="full").fit_transform(rest.astype(float))
-    assert abs(np.corrcoef(without.scores[:, 0], expected[:, 0])[0, 1]) == pytest.approx(1, abs=1e-5)
+    for omitted in ([], [0, 5]):
+        found = _space(y).components(3, without=np.array(omitted, dtype=int))
+        assert (found.loadings[omitted] == 0).all()
+        expected = PCA(3, svd_solver="full").fit_transform(np.delete(y, omitted, axis=1).astype(float))
+        for k in range(3):
+            assert abs(np.corrcoef(found.scores[:, k], expected[:, k])[0, 1]) == pytest.approx(1, abs=1e-5)
+    variable = np.abs(_space(y, max_genes=10).components(2).loadings).sum(axis=1) > 0
+    np.testing.assert_array_equal(np.flatnonzero(variable), np.sort(np.argsort(y.var(axis=0))[-10:]))
 
 
-def test_only_the_most_variable_genes_count():
-    y = _expression(n=80, genes=30)
-    space = _space(y, max_genes=10)
-    assert (np.abs(space.components(2).loadings).sum(axis=1) > 0).sum() == 10
-
-
-def test_depth_without_some_genes():
+def test_depth_can_be_computed_without_some_genes():
     rng = np.random.default_rng(0)
     counts = rng.poisson(3.0, (60, 20)).astype(float)
     counts[:20, :5] *= 6  # genes that make a difference in depth move all others the other way
@@ -140,14 +124,14 @@ def test_depth_without_some_genes():
     assert Depths(20, np.arange(5)).add(raw).factor() is None  # was never normalised by depth
 
 
-def test_designs():
+def test_constant_and_repeated_covariates_are_dropped():
     assert Nuisance.empty(10, 4).with_columns(np.ones((10, 2))).scores.shape == (10, 0)
     twice = np.random.default_rng(0).standard_normal((30, 1)).repeat(2, axis=1)
     assert Nuisance.empty(30, 4).with_columns(twice).scores.shape == (30, 1)
     assert [n_components(n) for n in (60, 500, 10**6)] == [2, 10, 20]
 
 
-def test_a_gene_does_not_explain_itself():
+def test_components_of_a_test_exclude_the_tested_gene():
     """With its own share left in, a gene of large variance would be its own component and have no residual."""
     rng = np.random.default_rng(0)
     xy = np.stack(np.meshgrid(np.arange(25.0), np.arange(25.0)), -1).reshape(-1, 2)
@@ -202,8 +186,8 @@ def test_covariates_and_components_take_degrees_of_freedom(composition, n_column
     assert np.median(found.df) > 200 - lost - 20
 
 
-def test_white_noise_beside_covariates_is_not_smooth():
-    """What covariates take of a gene's variance is not missing from its noise."""
+def test_covariates_do_not_inflate_the_smooth_variation_of_noise():
+    """The variance that covariates explain is not subtracted from the noise."""
     rng = np.random.default_rng(0)
     basis = smooth_basis(rng.uniform(0, 1, (300, 2)), np.ones(300, dtype=np.float32))
     n_smooth, n_covariates = len(basis.frequency) - 1, 150
@@ -215,7 +199,7 @@ def test_white_noise_beside_covariates_is_not_smooth():
 
 @given(some.lists(some.integers(0, 9), max_size=8), some.integers(1, 7))
 @settings(max_examples=50)
-def test_rows_in_blocks_of_one_size(sizes, size):
+def test_equal_blocks_regroup_rows_without_changing_them(sizes, size):
     whole = sparse.random(sum(sizes), 3, 0.5, format="csr", random_state=0)
     ends = np.cumsum([0, *sizes])
     blocks = list(equal_blocks((whole[a:b] for a, b in pairwise(ends)), size))
@@ -227,7 +211,7 @@ def test_rows_in_blocks_of_one_size(sizes, size):
 
 @given(some.integers(0, 299), some.integers(1, 300), some.sampled_from([1, 2, 17, 64]), some.sampled_from([4, 20, 400]))
 @settings(max_examples=60, deadline=None)
-def test_rows_of_a_product_do_not_depend_on_their_place(start, length, labels, width):
+def test_panel_product_rows_do_not_depend_on_their_position(start, length, labels, width):
     rng = np.random.default_rng(0)
     genes, other = rng.normal(size=(300, width)), rng.normal(size=(width, labels))
     whole, some_rows = panel_product(genes, other), slice(start, start + length)

@@ -62,7 +62,7 @@ def test_homogeneous_libraries_give_the_inverse_variance_mean():
 
 @pytest.mark.parametrize("n_libraries", [3, 6])
 def test_null_is_calibrated_when_libraries_disagree(n_libraries):
-    """Library effects that differ far more than each library's own variance says: the library is the replicate."""
+    """Effects differ between libraries far more than their variances: the library is the replicate."""
     rng = np.random.default_rng(1)
     v = np.full((n_libraries, 4000), 1e-4)
     effects = rng.normal(0, 0.3, size=v.shape)
@@ -100,7 +100,8 @@ def test_comparison_of_libraries_is_calibrated_and_finds_effects():
     plain = stats.ttest_ind(group, reference)
     assert np.corrcoef(out.statistic, plain.statistic)[0, 1] > 0.9
     assert (out.n_libraries == 9).all()
-    group[:, :2], reference[:, :2] = [1, 0.5], [0, 0.5]  # no variance: the others' tells of an effect, and none is none
+    # a gene without variance has that of the others; without an effect it is not tested
+    group[:, :2], reference[:, :2] = [1, 0.5], [0, 0.5]
     found = compare_libraries(group, reference)
     assert found.n_libraries[:3].tolist() == [9, 0, 9]
     assert 0 < found.pvals[0] < 0.05 < found.pvals[1] == 1

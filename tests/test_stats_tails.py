@@ -17,8 +17,14 @@ def _statistic(r, df, skewness, kurtosis, n_null):
     return region_statistic(r, df, skewness, shrunken_kurtosis(kurtosis, df, n_null))
 
 
+def _direction(rng: np.random.Generator, d: int, n: int) -> np.ndarray:
+    """Correlations with a random direction among ``d``, variance 1: a region that is one of few patterns."""
+    direction = rng.standard_normal((n, d))
+    return direction[:, 0] / np.linalg.norm(direction, axis=1) * np.sqrt(d)
+
+
 @pytest.mark.parametrize(("a", "b"), [(2.0, 5.0), (5.0, 2.0), (3.5, 3.5), (1.0, 1.0), (0.8, 30.0), (40.0, 60.0)])
-def test_beta_laws_are_found_again_from_their_moments(a, b):
+def test_beta_tails_recover_beta_distributions_from_their_moments(a, b):
     law = stats.beta(a, b)
     mean, variance, skewness, excess = law.stats("mvsk")
     z = np.linspace(-4, 4, 81)
@@ -32,7 +38,7 @@ def test_beta_laws_are_found_again_from_their_moments(a, b):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-12)
 
 
-def test_limits_are_the_normal_and_the_gamma_distribution():
+def test_beta_tails_approach_the_normal_and_gamma_distributions():
     z = np.array([0.5, 2.0, 3.0])
     flat = beta_tails(z, np.zeros(3), np.full(3, 9.0))  # a kurtosis that no beta distribution has
     np.testing.assert_allclose(flat, 2 * stats.norm.sf(z), rtol=0.02)
@@ -43,7 +49,7 @@ def test_limits_are_the_normal_and_the_gamma_distribution():
 
 
 @pytest.mark.parametrize("df", [4.0, 17.0, 300.0])
-def test_without_anything_special_it_is_the_t_test(df):
+def test_statistic_with_normal_moments_equals_the_t_test(df):
     r = np.linspace(-0.95, 0.95, 39) if df < 100 else np.linspace(-0.25, 0.25, 39)
     full = np.full(39, df)
     kurtosis = 3 * (full + 1) / (full + 3)
@@ -54,7 +60,7 @@ def test_without_anything_special_it_is_the_t_test(df):
 @given(
     st.floats(2.0, 5000.0), st.floats(-1.5, 1.5), st.floats(1.0, 9.0),
 )  # fmt: skip
-def test_statistics_rise_with_the_correlation_and_are_odd(df, skewness, kurtosis):
+def test_statistic_is_an_increasing_odd_function_of_the_correlation(df, skewness, kurtosis):
     r = np.linspace(0.0, 0.999, 60)
     args = [np.full(60, x) for x in (df, skewness, kurtosis)]
     found = _statistic(r, *args, 400)
@@ -65,13 +71,11 @@ def test_statistics_rise_with_the_correlation_and_are_odd(df, skewness, kurtosis
     assert (t_pvals(found, args[0]) >= plain**2 * (1 - 1e-6) - 1e-299).all()
 
 
-def test_regions_of_few_patterns_have_short_tails():
+def test_short_tails_of_a_null_of_few_patterns_are_used():
     """Correlation of a fixed vector with a random direction among 12, and noise that no direction has."""
-    rng = np.random.default_rng(0)
     d, n = 12, 100_000
-    direction = rng.standard_normal((n, d))
-    r = 0.3 * direction[:, 0] / np.linalg.norm(direction, axis=1)  # r ** 2 / 0.09 is beta(1 / 2, 11 / 2)
     variance = 0.09 / d
+    r = _direction(np.random.default_rng(0), d, n) * np.sqrt(variance)  # r ** 2 / 0.09 is beta(1 / 2, 11 / 2)
     df = np.full(n, 1 / variance - 1)
     plain = 2 * stats.t.sf(np.abs(r) * np.sqrt(df / (1 - r**2)), df)
     moments = (np.zeros(n), np.full(n, 3 * d / (d + 2)))
@@ -84,7 +88,7 @@ def test_regions_of_few_patterns_have_short_tails():
     assert np.mean(many < 0.001) == pytest.approx(0.001, rel=0.35)
 
 
-def test_long_tail_of_a_skewed_null_is_allowed_for():
+def test_long_tail_of_a_skewed_null_is_corrected():
     rng = np.random.default_rng(0)
     null = (rng.gamma(6.0, size=100_000) - 6.0) / np.sqrt(6.0)  # skewness 2 / sqrt(6), kurtosis 4
     df = np.full(len(null), 1e5)
@@ -95,7 +99,7 @@ def test_long_tail_of_a_skewed_null_is_allowed_for():
 
 
 @pytest.mark.parametrize("n_libraries", [1, 2])
-def test_each_side_of_a_skewed_null_is_uniform(n_libraries):
+def test_one_sided_p_values_of_a_skewed_null_are_uniform(n_libraries):
     n = 100_000
     null = (np.random.default_rng(0).gamma(4.0, size=(n_libraries, n)) - 4.0) / 2.0  # skewness 1, kurtosis 4.5
     df, skewness, kurtosis = np.full((n_libraries, n), 1e5), np.ones((n_libraries, n)), np.full((n_libraries, n), 4.5)
@@ -115,7 +119,7 @@ def test_each_side_of_a_skewed_null_is_uniform(n_libraries):
 
 
 @pytest.mark.parametrize("df", [6.0, 300.0])
-def test_one_side_is_half_of_both_where_the_null_is_symmetric(df):
+def test_one_sided_p_value_of_a_symmetric_null_is_half_the_two_sided(df):
     r = np.linspace(-0.9, 0.9, 19)
     args = np.full(19, df), np.zeros(19), np.full(19, 3 * (df + 1) / (df + 3))
     both = t_pvals(region_statistic(r, *args), args[0])
@@ -124,7 +128,7 @@ def test_one_side_is_half_of_both_where_the_null_is_symmetric(df):
     np.testing.assert_allclose(t_pvals(statistic, args[0], "less"), np.where(r < 0, both / 2, 1 - both / 2), 1e-2)
 
 
-def test_pvalues_over_true_regions_are_uniform_and_equal_for_the_complement():
+def test_p_values_over_true_regions_are_uniform_and_equal_for_the_complement():
     rng = np.random.default_rng(5)
     xy = rng.uniform(0, 30, size=(700, 2))
 
@@ -143,13 +147,7 @@ def test_pvalues_over_true_regions_are_uniform_and_equal_for_the_complement():
     assert np.mean(pooled < 0.01) < 0.02
 
 
-def _direction(rng: np.random.Generator, d: int, n: int) -> np.ndarray:
-    """Correlations with a random direction among ``d``, variance 1: a region that is one of few patterns."""
-    direction = rng.standard_normal((n, d))
-    return direction[:, 0] / np.linalg.norm(direction, axis=1) * np.sqrt(d)
-
-
-def test_normal_scores_of_a_gamma_law():
+def test_normal_scores_of_a_gamma_distribution():
     z, shape = np.array([-2.5, -1.0, 2.0, 3.0, 4.0]), 8.0  # two sections whose effects are gamma(4)
     found = normal_scores(z, np.full(5, 2 / np.sqrt(shape)), np.full(5, 3 + 6 / shape))
     at = np.abs(z) * np.sqrt(shape)
