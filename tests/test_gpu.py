@@ -23,7 +23,9 @@ def section(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
     return make_section("hex", rows=40, cols=36)
 
 
-def test_model_answers_alike_on_both_devices(section: ad.AnnData, quick_unet: dict[str, Any], tmp_path: Path) -> None:
+def test_saved_model_segments_equally_on_cpu_and_gpu(
+    section: ad.AnnData, quick_unet: dict[str, Any], tmp_path: Path
+) -> None:
     path = tmp_path / "model.stx"
     st.tl.segment(section, labels_key="band", params=quick_unet, accelerator="cpu", save_model=path)
     st.tl.segment(section, model=path, accelerator="cpu", key_added="on_cpu")
@@ -33,7 +35,9 @@ def test_model_answers_alike_on_both_devices(section: ad.AnnData, quick_unet: di
 
 
 @pytest.mark.slow
-def test_model_answers_alike_on_cortex(real_section: Callable[[str], ad.AnnData], tmp_path: Path) -> None:
+def test_saved_model_segments_cortex_equally_on_cpu_and_gpu(
+    real_section: Callable[[str], ad.AnnData], tmp_path: Path
+) -> None:
     adata, path = real_section("dlpfc_151673"), tmp_path / "model.stx"
     st.tl.segment(adata, 7, accelerator="gpu", save_model=path)
     st.tl.segment(adata, model=path, accelerator="cpu", key_added="on_cpu")
@@ -41,7 +45,7 @@ def test_model_answers_alike_on_cortex(real_section: Callable[[str], ad.AnnData]
     assert adjusted_rand_score(adata.obs["on_cpu"], adata.obs["on_gpu"]) >= 0.99
 
 
-def test_training_on_the_device_learns_and_is_repeatable(section: ad.AnnData, quick_unet: dict[str, Any]) -> None:
+def test_training_on_gpu_matches_cpu_and_is_repeatable(section: ad.AnnData, quick_unet: dict[str, Any]) -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.max_memory_allocated()
     runs = [
@@ -57,9 +61,7 @@ def test_training_on_the_device_learns_and_is_repeatable(section: ad.AnnData, qu
     assert adjusted_rand_score(first.obs["segment"], second.obs["segment"]) >= 0.99
 
 
-def test_training_is_equal_to_the_bit_with_deterministic_algorithms(
-    section: ad.AnnData, quick_unet: dict[str, Any]
-) -> None:
+def test_deterministic_training_on_gpu_repeats_to_the_bit(section: ad.AnnData, quick_unet: dict[str, Any]) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         runs = [
@@ -71,7 +73,7 @@ def test_training_is_equal_to_the_bit_with_deterministic_algorithms(
     np.testing.assert_array_equal(first.obsm["X_unet"], second.obsm["X_unet"])
 
 
-def test_tiles_on_the_device_equal_the_whole_on_the_cpu() -> None:
+def test_tiled_prediction_on_gpu_equals_untiled_on_cpu() -> None:
     torch.manual_seed(0)
     net = SegmentationNet(UNet(6, width=8, depth=2), 4).eval()
     flat = torch.nonzero(torch.rand(150 * 131) < 0.8)[:, 0]
@@ -82,7 +84,24 @@ def test_tiles_on_the_device_equal_the_whole_on_the_cpu() -> None:
     assert (whole.argmax(dim=1) == tiled.argmax(dim=1)).float().mean() > 0.999
 
 
-def test_embedding_and_joint_training_run_on_the_device(section: ad.AnnData) -> None:
+def test_unet_on_gpu_equals_cpu_but_for_tf32() -> None:
+    torch.manual_seed(0)
+    net, x, occupied = (
+        UNet(3, width=8, depth=2, dropout=0.0).eval(),
+        torch.randn(1, 3, 40, 40),
+        torch.ones(1, 1, 40, 40),
+    )
+    with torch.no_grad():
+        expected = net(x, occupied)
+        net = net.cuda()
+        rounded = net(x.cuda(), occupied.cuda()).cpu()
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            out = net(x.cuda(), occupied.cuda()).cpu()
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rounded, expected, atol=1e-2, rtol=1e-2)  # tf32 keeps ten bits
+
+
+def test_embed_and_multitask_train_on_gpu(section: ad.AnnData) -> None:
     net = {"hidden": 8, "out_channels": 8, "heads": 2, "epochs": 3, "unet_width": 4}
     section.obs["side"] = np.where(section.obsm["spatial"][:, 0] > 1800, "left", "right")
     st.tl.region_graph(section, "band", max_size=20)
@@ -92,7 +111,7 @@ def test_embedding_and_joint_training_run_on_the_device(section: ad.AnnData) -> 
     assert section.obs["side_pred"].notna().any()
 
 
-def test_student_is_trained_on_the_device(section: ad.AnnData, quick_net: dict[str, Any], tmp_path: Path) -> None:
+def test_distill_trains_a_student_on_gpu(section: ad.AnnData, quick_net: dict[str, Any], tmp_path: Path) -> None:
     st.tl.region_graph(section, "band", max_size=20)
     st.tl.multitask(section, None, "band", params=quick_net, accelerator="gpu", save_model=tmp_path / "t.stx")
     st.tl.distill(section, tmp_path / "t.stx", save_model=tmp_path / "s.stx", accelerator="gpu", params={"epochs": 5})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ OTHER = "written by another version of stxtools"
 
 
 N_OBS = 157  # no other length in a model is a prime of this size
-FITTED: list[Any] = []  # the models, as they were saved
+SAVED: list[Any] = []  # the models, as they were saved
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     at = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patched:
         for kind in {*KINDS.values()}:
-            patched.setattr(kind, "save", lambda m, path, save=kind.save: (FITTED.append(m), save(m, path)))
+            patched.setattr(kind, "save", lambda m, path, save=kind.save: (SAVED.append(m), save(m, path)))
         _train(at)
     yield at
-    FITTED.clear()
+    SAVED.clear()
 
 
 def _train(at: Path) -> None:
@@ -58,7 +58,7 @@ def _train(at: Path) -> None:
     st.tl.distill(adata, at / "net", save_model=at / "net_student", params={"epochs": 1}, **quiet)
 
 
-def _content(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _header_and_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with safe_open(str(path), framework="numpy") as file:
         return json.loads(file.metadata()[HEAD]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
 
@@ -69,8 +69,8 @@ def _write(path: Path, header: Any, arrays: dict[str, np.ndarray]) -> None:
     save_file(arrays, str(path), metadata={HEAD: text})
 
 
-def _refused(kind: str, path: Path, why: str = "damaged") -> str:
-    with pytest.raises(ValueError, match=why) as info:
+def _load_raises(kind: str, path: Path, match: str = "damaged") -> str:
+    with pytest.raises(ValueError, match=match) as info:
         KINDS[kind].load(path)
     assert str(path) in str(info.value)
     assert "again" in str(info.value)  # how to mend it
@@ -78,7 +78,7 @@ def _refused(kind: str, path: Path, why: str = "damaged") -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_comes_back_as_it_was_saved(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_loaded_model_is_saved_to_the_same_bytes(folder: Path, tmp_path: Path, kind: str) -> None:
     state = torch.random.get_rng_state()
     model = KINDS[kind].load(folder / kind)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -88,9 +88,9 @@ def test_a_model_comes_back_as_it_was_saved(folder: Path, tmp_path: Path, kind: 
     assert type(anyone) is KINDS[kind]
     anyone.save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (folder / kind).read_bytes()
-    header, arrays = _content(folder / kind)
+    header, arrays = _header_and_arrays(folder / kind)
     _write(tmp_path / "unsigned", {k: v for k, v in header.items() if k != "checksum"}, arrays)
-    assert "checksum" in _refused(kind, tmp_path / "unsigned")
+    assert "checksum" in _load_raises(kind, tmp_path / "unsigned")
 
 
 def _shapes(value: Any, seen: set[int]) -> Iterator[tuple[int, ...]]:
@@ -105,69 +105,69 @@ def _shapes(value: Any, seen: set[int]) -> Iterator[tuple[int, ...]]:
         yield from _shapes(part, seen)
 
 
-def test_a_fitted_model_holds_no_training_data(folder: Path) -> None:
-    assert {type(m) for m in FITTED} == {*KINDS.values()}
-    for model in FITTED:
+def test_fitted_models_hold_no_training_data(folder: Path) -> None:
+    assert {type(m) for m in SAVED} == {*KINDS.values()}
+    for model in SAVED:
         found = list(_shapes(model, set()))
         assert len(found) > 5
         assert not [shape for shape in found if N_OBS in shape], type(model)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_value_of_any_array_or_description_is_refused(folder: Path, tmp_path: Path, kind: str) -> None:
-    header, arrays = _content(folder / kind)
+def test_changed_array_or_config_fails_the_checksum(folder: Path, tmp_path: Path, kind: str) -> None:
+    header, arrays = _header_and_arrays(folder / kind)
     for name, value in arrays.items():
         other = value.copy()
         other.flat[0] = 1 - other.flat[0]
         for changed in ({}, {name: other}):
             rest = {k: v for k, v in arrays.items() if k != name}
             _write(tmp_path / "bad", header, rest | changed)
-            assert "checksum" in _refused(kind, tmp_path / "bad"), name
+            assert "checksum" in _load_raises(kind, tmp_path / "bad"), name
     for key in header["config"]:
         for config in ({key: 17}, {}):
             rest = {k: v for k, v in header["config"].items() if k != key}
             _write(tmp_path / "bad", header | {"config": rest | config}, arrays)
-            assert "checksum" in _refused(kind, tmp_path / "bad"), key
+            assert "checksum" in _load_raises(kind, tmp_path / "bad"), key
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_model_lacks_is_named(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_missing_weight_or_config_entry_is_named(folder: Path, tmp_path: Path, kind: str) -> None:
     """Whole files of another state of the package."""
-    header, arrays = _content(folder / kind)
+    header, arrays = _header_and_arrays(folder / kind)
     weight = next(name for name in arrays if name.startswith("net."))
     write_model(tmp_path / "bad", header["kind"], header["config"], {k: v for k, v in arrays.items() if k != weight})
-    assert weight.removeprefix("net.").removeprefix("unet.") in _refused(kind, tmp_path / "bad", OTHER)
+    assert weight.removeprefix("net.").removeprefix("unet.") in _load_raises(kind, tmp_path / "bad", OTHER)
     config = {k: v for k, v in header["config"].items() if k != "use_rep"}
     write_model(tmp_path / "bad", header["kind"], config, arrays)
-    assert "use_rep" in _refused(kind, tmp_path / "bad", OTHER)
+    assert "use_rep" in _load_raises(kind, tmp_path / "bad", OTHER)
 
 
-def test_a_model_with_a_parameter_that_is_gone_is_read(folder: Path, tmp_path: Path) -> None:
-    header, arrays = _content(folder / "net")
+def test_removed_parameter_in_an_older_file_is_ignored(folder: Path, tmp_path: Path) -> None:
+    header, arrays = _header_and_arrays(folder / "net")
     config = header["config"] | {"params": header["config"]["params"] | {"objective": "masked"}}
     write_model(tmp_path / "older", header["kind"], config, arrays)
     assert st.models.load(tmp_path / "older").params == st.models.load(folder / "net").params
 
 
-def test_a_huge_network_is_not_built(folder: Path, tmp_path: Path) -> None:
+def test_sizes_that_do_not_match_the_arrays_raise_before_allocation(folder: Path, tmp_path: Path) -> None:
     """Sizes of the description are compared with what is there before anything is allocated."""
     for kind, sizes in (("segmenter", ("width", "kernel_size")), ("net", ("hidden", "layers", "unet_width"))):
-        header, arrays = _content(folder / kind)
+        header, arrays = _header_and_arrays(folder / kind)
         for name in sizes:
             for size in (4096 if name != "layers" else 64, 63, 10**9, 10**400):
                 changed = json.loads(json.dumps(header))
                 changed["config"]["params"][name] = size
                 write_model(tmp_path / "bad", header["kind"], changed["config"], arrays)
-                _refused(kind, tmp_path / "bad", OTHER)
+                _load_raises(kind, tmp_path / "bad", OTHER)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_bytes_never_pass(folder: Path, tmp_path: Path, kind: str) -> None:
+def test_damaged_or_truncated_bytes_raise(folder: Path, tmp_path: Path, kind: str) -> None:
     """A file that was cut or in which single bytes differ is refused: the checksum covers all values."""
     content, path, rng = (folder / kind).read_bytes(), tmp_path / "bad", np.random.default_rng(0)
     for length in (0, 1, 7, 8, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
-        _refused(kind, path)
+        _load_raises(kind, path)
     for at in (*range(9), *rng.integers(len(content), size=30)):
         changed = bytearray(content)
         changed[at] ^= int(1 << rng.integers(8))
@@ -175,23 +175,23 @@ def test_damaged_bytes_never_pass(folder: Path, tmp_path: Path, kind: str) -> No
         with pytest.raises(ValueError, match="bad"):
             KINDS[kind].load(path)
     path.write_bytes(content + b"more")
-    _refused(kind, path)
+    _load_raises(kind, path)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", "null", '{"format": 1}', "1" * 5000, "\ud83d"])
-def test_a_description_that_is_none(folder: Path, tmp_path: Path, text: str) -> None:
-    _write(tmp_path / "bad", text.encode("utf-8", "replace").decode(), _content(folder / "segmenter")[1])
-    _refused("segmenter", tmp_path / "bad")
+def test_header_that_is_not_a_description_raises(folder: Path, tmp_path: Path, text: str) -> None:
+    _write(tmp_path / "bad", text.encode("utf-8", "replace").decode(), _header_and_arrays(folder / "segmenter")[1])
+    _load_raises("segmenter", tmp_path / "bad")
     with pytest.raises(ValueError, match="damaged"):
         st.tl.segment(st.datasets.synthetic_tissue(n_obs=60), model=tmp_path / "bad")
 
 
 @pytest.mark.parametrize("load", [st.models.load, st.models.Segmenter.load])
-def test_other_files_are_told_apart(folder: Path, tmp_path: Path, load: Callable[[Any], Any]) -> None:
+def test_files_of_other_kinds_and_versions_raise(folder: Path, tmp_path: Path, load: Callable[[Any], Any]) -> None:
     save_file({"a": np.zeros(2)}, str(tmp_path / "other"))
     with pytest.raises(ValueError, match="not a model file written by stxtools"):
         load(tmp_path / "other")
-    header, arrays = _content(folder / "segmenter")
+    header, arrays = _header_and_arrays(folder / "segmenter")
     _write(tmp_path / "newer", header | {"version": 99}, arrays)
     with pytest.raises(ValueError, match="newer stxtools"):
         load(tmp_path / "newer")
@@ -211,7 +211,7 @@ def test_other_files_are_told_apart(folder: Path, tmp_path: Path, load: Callable
         load(None)
 
 
-def test_a_model_of_another_class_is_refused_with_the_call_that_takes_it(folder: Path) -> None:
+def test_model_of_another_class_raises_and_names_its_call(folder: Path) -> None:
     adata = st.datasets.synthetic_tissue(n_obs=60, n_vars=30)
     wrong: dict[str, Callable[[Any], Any]] = {
         "net": lambda m: st.tl.segment(adata, model=m),
@@ -234,7 +234,7 @@ def test_a_model_of_another_class_is_refused_with_the_call_that_takes_it(folder:
     assert not (folder / "no").exists()
 
 
-def test_files_get_the_usual_permissions(folder: Path, tmp_path: Path) -> None:
+def test_file_permissions_follow_the_umask(folder: Path, tmp_path: Path) -> None:
     model = st.models.Segmenter.load(folder / "segmenter")
     for mask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):
         old = os.umask(mask)
@@ -245,28 +245,21 @@ def test_files_get_the_usual_permissions(folder: Path, tmp_path: Path) -> None:
         assert (tmp_path / "m").stat().st_mode & 0o777 == mode
 
 
-def test_two_writers_at_once_leave_one_whole_file(folder: Path, tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_complete_file(folder: Path, tmp_path: Path) -> None:
     models = [st.models.Segmenter.load(folder / "segmenter") for _ in range(4)]
-    path, failed = tmp_path / "m.stx", []
+    path = tmp_path / "m.stx"
 
     def write(model: Any) -> None:
-        try:
-            for _ in range(10):
-                model.save(path)
-        except BaseException as err:
-            failed.append(err)
+        for _ in range(10):
+            model.save(path)
 
-    threads = [threading.Thread(target=write, args=(m,)) for m in models]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, models))
     assert [p.name for p in tmp_path.iterdir()] == ["m.stx"]
     assert path.read_bytes() == (folder / "segmenter").read_bytes()
 
 
-def test_a_full_disk_is_an_os_error_and_keeps_the_old_file(folder: Path, tmp_path: Path) -> None:
+def test_full_disk_raises_and_keeps_the_old_file(folder: Path, tmp_path: Path) -> None:
     model, path = st.models.Segmenter.load(folder / "segmenter"), tmp_path / "m.stx"
     model.save(path)
     before = path.read_bytes()
@@ -281,14 +274,14 @@ def test_a_full_disk_is_an_os_error_and_keeps_the_old_file(folder: Path, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == ["m.stx"]
 
 
-def test_a_link_is_written_through(folder: Path, tmp_path: Path) -> None:
+def test_symbolic_link_is_written_through(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "m.stx")
     st.models.Segmenter.load(folder / "segmenter").save(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "m.stx").is_file()
 
 
-def test_what_has_diverged_is_not_saved(folder: Path, tmp_path: Path) -> None:
+def test_model_with_nan_weights_is_not_saved(folder: Path, tmp_path: Path) -> None:
     model = st.models.Segmenter.load(folder / "segmenter")
     assert model.net is not None
     with torch.no_grad():
@@ -309,10 +302,10 @@ def test_what_has_diverged_is_not_saved(folder: Path, tmp_path: Path) -> None:
         (lambda p: 5, TypeError),
     ],
 )
-def test_where_no_file_can_be_written(
+def test_unwritable_model_path_raises_before_training(
     tmp_path: Path, make: Callable[[Path], Any], error: type[Exception], make_section: Callable[..., ad.AnnData]
 ) -> None:
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(error):
-        st.tl.segment(make_section(), 2, save_model=make(tmp_path))
+        st.tl.segment(make_section(), 2, save_model=make(tmp_path), params={"epochs": 10**9})

@@ -33,12 +33,19 @@ def _blocks(xy, n):
     return column * side + row
 
 
+def labelled_patches(rng, n=1200):
+    """Return points in a square, and their class: a disc, a strip on the right, and the rest."""
+    xy = rng.uniform(0, 40, (n, 2))
+    codes = (np.hypot(*(xy - 20).T) < 11).astype(np.int64) + 2 * (xy[:, 0] > 33)
+    return xy, np.minimum(codes, 2)
+
+
 def _rings(rng, n=900, n_classes=3):
     z = rng.normal(size=(n, 5)).astype(np.float32)
     return z, np.minimum((np.hypot(z[:, 0], z[:, 1]) / 0.8).astype(np.int64), n_classes - 1)
 
 
-def test_trees_say_what_those_of_scikit_learn_say():
+def test_trees_equal_those_of_scikit_learn():
     z, codes = _rings(np.random.default_rng(0))
     codes[codes == 2] = 3  # a class that nobody has
     found = grow_trees(z[:600], codes[:600], 4, seed=1)(z[600:])
@@ -51,76 +58,74 @@ def test_trees_say_what_those_of_scikit_learn_say():
     assert (found.argmax(1) == codes[600:]).mean() > 0.8 > LogisticRegression().fit(z, codes).score(z, codes)
 
 
-def test_weights_are_those_of_a_regression():
+def test_weights_equal_those_of_a_logistic_regression():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, 4000)
     linear, trees = (np.stack([-v, v], axis=1) for v in truth - 0.5 + rng.normal(size=(2, 4000)) * [[1.0], [0.7]])
-    apart, around = OutOfFold({"linear": linear, "trees": trees}, {}, truth).weights()
+    weights, with_propagation = OutOfFold({"linear": linear, "trees": trees}, {}, truth).weights()
     known = LogisticRegression(C=1e6, fit_intercept=False).fit(np.stack([linear[:, 1], trees[:, 1]], 1), truth).coef_[0]
-    np.testing.assert_allclose([apart.linear, apart.trees], known / 2, rtol=0.02)
-    assert around is None
+    np.testing.assert_allclose([weights.linear, weights.trees], known / 2, rtol=0.02)
+    assert with_propagation is None
 
 
-def test_weights_make_sure_logits_less_sure():
+def test_weights_shrink_overconfident_logits():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, 2000)
-    honest = np.eye(3)[truth] * 2 + rng.normal(size=(2000, 3))
-    best = OutOfFold({"linear": honest}, {}, truth).weights()[0].linear
-    apart, _ = OutOfFold({"linear": honest * 5}, {}, truth).weights()
-    assert apart.linear == pytest.approx(best / 5, rel=1e-3)
-    assert apart.trees == 0
+    calibrated = np.eye(3)[truth] * 2 + rng.normal(size=(2000, 3))
+    best = OutOfFold({"linear": calibrated}, {}, truth).weights()[0].linear
+    weights, _ = OutOfFold({"linear": calibrated * 5}, {}, truth).weights()
+    assert weights.linear == pytest.approx(best / 5, rel=1e-3)
+    assert weights.trees == 0
 
 
-def _all(xy, codes):
-    return np.ones(len(xy), bool), np.zeros((len(xy), 3))
-
-
-def test_label_propagation_counts_where_it_helps(labelled_patches):
+def test_label_propagation_gets_a_weight_where_it_helps():
     rng = np.random.default_rng(0)
     xy, codes = labelled_patches(rng)
     fold = _blocks(xy, 36) % 4
-    vague = np.eye(3)[codes] * 1.7 + rng.normal(size=(len(xy), 3))
-    said = out_of_fold([(xy, codes)], [fold], 3, {"linear": lambda seen, held: vague[held]}, label_propagation=True)
-    assert said is not None
-    without, best = said.weights()
+    noisy = np.eye(3)[codes] * 1.7 + rng.normal(size=(len(xy), 3))
+    held_out = out_of_fold([(xy, codes)], [fold], 3, {"linear": lambda seen, held: noisy[held]}, label_propagation=True)
+    assert held_out is not None
+    without, best = held_out.weights()
     assert without.label_propagation == 0
     assert best is not None
-    own, linear = vague.astype(np.float32), Linear(np.eye(3), np.zeros(3))
+    own, linear = noisy.astype(np.float32), Linear(np.eye(3), np.zeros(3))
     ensemble = Ensemble(Stack(without, linear), Stack(best, linear))
-    known, network = _all(xy, codes)
+    known, network = np.ones(len(xy), bool), np.zeros((len(xy), 3))
     both, nearest = [], []
     for test in (fold == k for k in range(4)):
         seen = np.where(test, -1, codes)
         logits = ensemble.stack(seen)(own, 3, network, xy, seen, known)
-        expected = best.linear * vague + best.label_propagation * propagated_logits(xy, seen, 3, best.bandwidth)
+        expected = best.linear * noisy + best.label_propagation * propagated_logits(xy, seen, 3, best.bandwidth)
         np.testing.assert_allclose(logits, expected, atol=1e-5)
         both.append((logits.argmax(1) == codes)[test].mean())
         nearest.append(KNeighborsClassifier(1).fit(xy[~test], codes[~test]).score(xy[test], codes[test]))
-    assert np.mean(both) > max((vague.argmax(1) == codes).mean() + 0.1, np.mean(nearest))
+    assert np.mean(both) > max((noisy.argmax(1) == codes).mean() + 0.1, np.mean(nearest))
     for nothing in (None, np.full(len(xy), -1)):  # a section without labels
         found = ensemble.stack(nothing)(own, 3, network, xy, nothing, known)
-        np.testing.assert_allclose(found, without.linear * vague, atol=1e-5)
+        np.testing.assert_allclose(found, without.linear * noisy, atol=1e-5)
 
 
-def test_label_propagation_has_no_weight_where_labels_are_scattered(labelled_patches):
+def test_label_propagation_gets_no_weight_where_labels_are_scattered():
     rng = np.random.default_rng(0)
     xy, _ = labelled_patches(rng)
     scattered = rng.integers(0, 3, len(xy))
-    sure = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
+    confident = np.eye(3)[scattered] * 2 + rng.normal(size=(len(xy), 3))
     fold = _blocks(xy, 36) % 4
-    said = out_of_fold([(xy, scattered)], [fold], 3, {"linear": lambda seen, held: sure[held]}, label_propagation=True)
-    assert said is not None
-    _, best = said.weights()
+    held_out = out_of_fold(
+        [(xy, scattered)], [fold], 3, {"linear": lambda seen, held: confident[held]}, label_propagation=True
+    )
+    assert held_out is not None
+    _, best = held_out.weights()
     assert best is None or best.label_propagation < 0.1 * best.linear
 
 
-def test_without_two_folds_nothing_is_weighed(labelled_patches):
+def test_fewer_than_two_folds_yield_no_weights():
     xy, codes = labelled_patches(np.random.default_rng(0))
     fold = np.zeros(len(xy), dtype=np.int64)
     assert out_of_fold([(xy, codes)], [fold], 3, {"linear": lambda seen, held: np.zeros((held.sum(), 3))}) is None
 
 
-def test_predictions_are_out_of_fold(labelled_patches):
+def test_predictions_are_out_of_fold():
     xy, codes = labelled_patches(np.random.default_rng(0))
     fold = _blocks(xy, 36) % 4
 
@@ -129,13 +134,13 @@ def test_predictions_are_out_of_fold(labelled_patches):
         assert (seen | held).all()
         return np.zeros((held.sum(), 3))
 
-    said = out_of_fold([(xy, codes)], [fold, _blocks(xy, 9) % 3], 3, {"linear": strict, "trees": strict})
-    assert said is not None
-    assert len(said.truth) == 2 * len(xy)
-    assert said.propagated == {}
+    held_out = out_of_fold([(xy, codes)], [fold, _blocks(xy, 9) % 3], 3, {"linear": strict, "trees": strict})
+    assert held_out is not None
+    assert len(held_out.truth) == 2 * len(xy)
+    assert held_out.propagated == {}
 
 
-def test_the_network_gets_its_share_beside_the_others(labelled_patches):
+def test_network_gets_its_share_of_the_weights():
     xy, codes = labelled_patches(np.random.default_rng(0))
     network = np.random.default_rng(1).normal(size=(len(xy), 3))
     weights = Weights(linear=2.0, trees=0.0).with_network(0.2)
@@ -148,7 +153,7 @@ def test_the_network_gets_its_share_beside_the_others(labelled_patches):
 
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize("c", [1e-5, 1e-2])
-def test_ridge_logistic_is_that_of_scikit_learn(n_classes, c):
+def test_ridge_logistic_regression_equals_that_of_scikit_learn(n_classes, c):
     rng = np.random.default_rng(0)
     u = rng.normal(size=(400, 30)) * 40 * np.arange(1, 31) ** -1.5 + 3  # as gene scores: very different variances
     codes = (u[:, :3] @ rng.normal(size=(3, n_classes)) + 4 * rng.gumbel(size=(400, n_classes))).argmax(axis=1)
@@ -160,34 +165,7 @@ def test_ridge_logistic_is_that_of_scikit_learn(n_classes, c):
     np.testing.assert_allclose(found, reference.predict_log_proba(u), rtol=1e-3, atol=2e-3)
 
 
-def test_framework_asks_trees_where_planes_do_not_do(tmp_path):
-    adata = st.datasets.synthetic_tissue(n_obs=1500, random_state=1, show_progress=False)
-    xy = adata.obsm["spatial"]
-    rng = np.random.default_rng(0)
-    side = (np.floor(xy[:, 0] / np.ptp(xy[:, 0]) * 12) % 2) * 2 - 1.0
-    other = (np.floor(xy[:, 1] / np.ptp(xy[:, 1]) * 12) % 2) * 2 - 1.0
-    truth = np.where(side * other > 0, "same", "unlike")  # XOR: neither axis tells the class
-    rep = np.stack([side, other], axis=1) + rng.normal(size=(1500, 2)) * 0.3
-    adata.obsm["X_xor"] = np.concatenate([rep, rng.normal(size=(1500, 4))], axis=1)
-    hidden = np.isin(_blocks(xy, 25), [2, 6, 12, 18, 24])
-    adata.obs["shown"] = pd.Categorical(np.where(hidden, None, truth))
-    st.tl.region_graph(adata, "compartment", max_size=40)
-    right, proba = {}, {}
-    for trees in (True, False):
-        st.tl.multitask(
-            adata, "shown", use_rep="X_xor", params=QUICK | {"neighbours": (1, 7)},
-            ensemble=["network", "linear", *(["trees"] if trees else [])],
-            save_model=tmp_path / f"{trees}.stx", show_progress=False,
-        )  # fmt: skip
-        right[trees] = (adata.obs["shown_pred"].astype(str).to_numpy() == truth)[hidden].mean()
-        proba[trees] = adata.obsm["shown_proba"].to_numpy()
-    assert right[True] > max(right[False] + 0.2, 0.85)
-    st.tl.multitask(adata, "shown", model=tmp_path / "True.stx", show_progress=False)
-    np.testing.assert_allclose(adata.obsm["shown_proba"].to_numpy(), proba[True], atol=1e-6)
-    assert np.isfinite(log_softmax(np.log(proba[True] + 1e-9), axis=1)).all()
-
-
-def test_label_propagation_is_a_kernel_average(labelled_patches):
+def test_label_propagation_equals_a_kernel_average():
     xy, codes = labelled_patches(np.random.default_rng(0))
     hidden = np.where(np.random.default_rng(1).random(len(xy)) < 0.5, codes, -1)
     found = propagated_logits(xy, hidden, 3, bandwidth=3.0)
@@ -202,7 +180,7 @@ def test_label_propagation_is_a_kernel_average(labelled_patches):
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.98
 
 
-def test_far_from_labels_nothing_is_said(labelled_patches):
+def test_label_propagation_is_zero_far_from_labels():
     xy, codes = labelled_patches(np.random.default_rng(0))
     left = np.where(xy[:, 0] < 10, codes, -1)
     found = propagated_logits(xy, left, 3, bandwidth=1.0)
@@ -210,25 +188,45 @@ def test_far_from_labels_nothing_is_said(labelled_patches):
     assert not propagated_logits(xy, np.full(len(xy), -1), 3, 1.0).any()
 
 
-def test_framework_propagates_labels_only_where_there_are_some(tmp_path):
-    adata = st.datasets.synthetic_tissue(n_obs=1500, random_state=1, show_progress=False)
-    adata.X = adata.X[np.random.default_rng(0).permutation(1500)]  # expression that knows no place
-    st.tl.region_graph(adata, "compartment", max_size=40)
+def _train_with_and_without(member, others, adata, truth, path, **how):
+    """Return accuracy in hidden blocks and probabilities, with and without a member; save the model with it."""
     hidden = np.isin(_blocks(adata.obsm["spatial"], 25), [2, 6, 12, 18, 24])
-    xy = adata.obsm["spatial"]
-    truth = np.where(xy.sum(1) > np.median(xy.sum(1)), "in", "out")
     adata.obs["shown"] = pd.Categorical(np.where(hidden, None, truth))
-    how = {"show_progress": False}
-    right, proba = {}, {}
-    members = ["network", "linear", "trees"]
-    for place in (True, False):
-        ensemble = [*members, "label_propagation"] if place else members
-        st.tl.multitask(adata, "shown", ensemble=ensemble, params=QUICK, save_model=tmp_path / f"{place}.stx", **how)
-        assert (adata.uns["multitask"]["weights"]["label_propagation"].item() > 0) is place
-        right[place] = (adata.obs["shown_pred"].astype(str).to_numpy() == truth)[hidden].mean()
-        proba[place] = adata.obsm["shown_proba"].to_numpy()
-    assert right[True] > right[False] + 0.01
-    st.tl.multitask(adata, "shown", model=tmp_path / "True.stx", show_progress=False)
+    st.tl.region_graph(adata, "compartment", max_size=40)
+    accuracy, proba = {}, {}
+    for used in (False, True):
+        ensemble = [*others, member] if used else others
+        st.tl.multitask(adata, "shown", ensemble=ensemble, save_model=path, show_progress=False, **how)
+        assert (adata.uns["multitask"]["weights"][member].item() > 0) is used
+        accuracy[used] = (adata.obs["shown_pred"].astype(str).to_numpy() == truth)[hidden].mean()
+        proba[used] = adata.obsm["shown_proba"].to_numpy()
+    return accuracy, proba
+
+
+def test_multitask_gains_from_trees_where_classes_are_not_linear(generated, tmp_path):
+    adata = generated(n_obs=1500, random_state=1)
+    xy, rng = adata.obsm["spatial"], np.random.default_rng(0)
+    signs = np.floor(xy / np.ptp(xy, axis=0) * 12) % 2 * 2 - 1.0
+    truth = np.where(signs.prod(axis=1) > 0, "same", "unlike")  # XOR: neither axis tells the class
+    adata.obsm["X_xor"] = np.c_[signs + 0.3 * rng.normal(size=(1500, 2)), rng.normal(size=(1500, 4))]
+    accuracy, proba = _train_with_and_without(
+        "trees", ["network", "linear"], adata, truth, tmp_path / "m", use_rep="X_xor",
+        params=QUICK | {"neighbours": (1, 7)},
+    )  # fmt: skip
+    assert accuracy[True] > max(accuracy[False] + 0.2, 0.85)
+    st.tl.multitask(adata, "shown", model=tmp_path / "m", show_progress=False)
+    np.testing.assert_allclose(adata.obsm["shown_proba"].to_numpy(), proba[True], atol=1e-6)
+
+
+def test_multitask_propagates_labels_only_in_sections_with_labels(generated, tmp_path):
+    adata = generated(n_obs=1500, random_state=1)
+    adata.X = adata.X[np.random.default_rng(0).permutation(1500)]  # expression without spatial structure
+    position = adata.obsm["spatial"].sum(axis=1)
+    truth = np.where(position > np.median(position), "in", "out")
+    others = ["network", "linear", "trees"]
+    accuracy, proba = _train_with_and_without("label_propagation", others, adata, truth, tmp_path / "m", params=QUICK)
+    assert accuracy[True] > accuracy[False] + 0.01
+    st.tl.multitask(adata, "shown", model=tmp_path / "m", show_progress=False)
     np.testing.assert_allclose(adata.obsm["shown_proba"].to_numpy(), proba[False], atol=1e-5)
 
 
@@ -239,17 +237,17 @@ def _linear_input() -> tuple[LinearInput, np.ndarray]:
     return LinearInput(z, (7, 19), 2, 1.0, np.arange(180) % 6), y
 
 
-def test_linear_classifier():
+def test_linear_classifier_matches_logistic_regression():
     inp, y = _linear_input()
     codes = np.where(np.arange(180) % 3 == 0, y, -1)
     linear = linear_classifier(inp, codes, 4)
-    called = linear(inp.z).argmax(axis=1)
-    direct = LogisticRegression().fit(inp.z[codes >= 0], y[codes >= 0]).predict(inp.z)
-    assert (called == y)[codes < 0].mean() >= (direct == y)[codes < 0].mean() - 0.05
-    assert (called != 3).all()  # a class without labels
+    predicted = linear(inp.z).argmax(axis=1)
+    reference = LogisticRegression().fit(inp.z[codes >= 0], y[codes >= 0]).predict(inp.z)
+    assert (predicted == y)[codes < 0].mean() >= (reference == y)[codes < 0].mean() - 0.05
+    assert (predicted != 3).all()  # a class without labels
 
 
-def test_linear_regression():
+def test_linear_regression_predicts_held_out_values():
     inp, _ = _linear_input()
     values = inp.z @ np.arange(20.0).reshape(10, 2) + 3
     found = linear_regression(inp, values, np.arange(180) < 150, np.random.default_rng(0))
@@ -268,7 +266,7 @@ def _donor(seed: int, share: float, n_genes: int = 60, n_columns: int = 18) -> t
     return GeneSection(logged, [f"g{i}" for i in range(n_genes)], xy), codes
 
 
-def test_held_out_donors_say_that_genes_count_alone_and_any_panel_will_do():
+def test_gene_classifier_transfers_to_new_donors_and_gene_panels():
     sections, codes = zip(*(_donor(seed, share) for seed, share in enumerate((0.3, 0.5, 0.7, 0.4))), strict=True)
     shares, weights = [np.eye(2)[c] for c in codes], [np.ones(len(c)) for c in codes]
     fitted = GeneClassifier.fit(sections[:3], shares[:3], weights[:3], np.random.default_rng(0))
@@ -289,8 +287,8 @@ def test_held_out_donors_say_that_genes_count_alone_and_any_panel_will_do():
         section, truth = _donor(seed, 0.9)
         moved, stayed = (fitted.predict(section, adapt=adapt).logits.argmax(axis=1) for adapt in (True, False))
         assert (moved == truth).mean() > (stayed == truth).mean()
-    direct = new.logged[:, :12].toarray().sum(axis=1)
-    assert roc_auc_score(codes[3], fitted.predict(new).logits[:, 1]) > roc_auc_score(codes[3], direct) - 0.05
+    reference = new.logged[:, :12].toarray().sum(axis=1)
+    assert roc_auc_score(codes[3], fitted.predict(new).logits[:, 1]) > roc_auc_score(codes[3], reference) - 0.05
     same = GeneClassifier.fit(sections[:1] * 3, shares[:1] * 3, weights[:1] * 3, np.random.default_rng(0))
     assert same.alone
     moved, stayed = (same.predict(sections[0], adapt=adapt).logits for adapt in (True, False))
@@ -312,7 +310,7 @@ def _shared_gradient(seed: int, strength: float) -> tuple[GeneSection, np.ndarra
 
 
 @pytest.mark.parametrize(("strength", "alone"), [(0.1, True), (0.12, False)])
-def test_genes_count_alone_up_to_a_loss_of_two_hundredths_of_auroc(strength, alone):
+def test_genes_are_used_one_by_one_up_to_a_loss_of_002_auroc(strength, alone):
     """The AUROC in held-out sections is 0.014 and 0.041 below that of genes together."""
     sections, codes = zip(*(_shared_gradient(i, strength) for i in range(3)), strict=True)
     shares, weights = [np.eye(2)[c] for c in codes], [np.ones(len(c)) for c in codes]
@@ -324,7 +322,7 @@ def _of_one_donor() -> GeneClassifier:
     return GeneClassifier.fit([section], [np.eye(2)[codes]], [np.ones(len(codes))], np.random.default_rng(0))
 
 
-def test_a_section_adapts_from_760_observations_on():
+def test_section_is_adapted_from_760_observations_on():
     """An independent neighbourhood of 19 for each of 2 x 20 components."""
     fitted, (section, _) = _of_one_donor(), _donor(1, 0.5, n_columns=48)
     for n, adapts in ((759, 0.0), (760, 1.0)):
@@ -333,7 +331,7 @@ def test_a_section_adapts_from_760_observations_on():
 
 
 @pytest.mark.parametrize(("share", "gain"), [(0.76, 0.031), (0.78, 0.066)])
-def test_a_shift_to_the_sources_is_kept_where_agreement_gains_a_twentieth(share, gain, monkeypatch):
+def test_shift_to_the_training_sections_is_kept_where_agreement_gains_005(share, gain, monkeypatch):
     fitted, (section, _) = _of_one_donor(), _donor(1, share, n_columns=48)
     found, logits = fitted.predict(section).logits, {}
     for shifts, least in ((True, -1.0), (False, 1.0)):
@@ -343,7 +341,7 @@ def test_a_shift_to_the_sources_is_kept_where_agreement_gains_a_twentieth(share,
     np.testing.assert_array_equal(found, logits[gain > 0.05])
 
 
-def test_a_saved_framework_reads_genes_by_either_name(make_section, tmp_path):
+def test_saved_model_matches_genes_by_symbol_or_identifier(make_section, tmp_path):
     adata = make_section("hex", libraries=2)
     adata.var["gene_ids"] = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
     st.tl.region_graph(adata, "band", library_key="library", max_size=20)

@@ -46,42 +46,19 @@ def unet(**kwargs) -> UNet:
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 13), (32, 20)])
 @pytest.mark.parametrize("kernel_size", [3, 5])
-def test_unet_keeps_the_raster_s_shape(shape, kernel_size):
+def test_unet_keeps_the_shape_of_the_raster(shape, kernel_size):
     out = unet(kernel_size=kernel_size)(torch.randn(2, 3, *shape), torch.ones(2, 1, *shape))
     assert out.shape == (2, 8, *shape)
     assert torch.isfinite(out).all()
 
 
-def test_unet_receptive_field_is_an_upper_bound_and_output_is_local():
-    net = unet()
-    x, occupied = torch.randn(1, 3, 160, 8), torch.ones(1, 1, 160, 8)
-    with torch.no_grad():
-        before = net(x, occupied)
-        x[0, :, 150] += 10
-        changed = (net(x, occupied) - before).abs().amax(dim=(0, 1, 3)) > 1e-7
-    rows = torch.nonzero(changed).ravel()
-    assert 150 - int(rows.min()) <= net.receptive_field
-    assert int(rows.max()) >= 150
-    assert 150 - int(rows.min()) > 4  # it does look around
-
-
-def test_a_tile_with_margin_equals_the_full_raster():
-    net = unet()
-    x, occupied = torch.randn(1, 3, 200, 16), (torch.rand(1, 1, 200, 16) > 0.2).float()
-    margin = -(-net.receptive_field // net.stride) * net.stride
-    with torch.no_grad():
-        full = net(x, occupied)[:, :, 80:120]
-        tile = net(x[:, :, 80 - margin : 120 + margin], occupied[:, :, 80 - margin : 120 + margin])
-    torch.testing.assert_close(tile[:, :, margin : margin + 40], full, atol=1e-5, rtol=1e-5)
-
-
-def test_he_and_xavier_initialisation():
+def test_unet_starts_with_he_and_its_head_with_xavier_weights():
     with seeded(0):
         net = SegmentationNet(UNet(20, width=32, depth=1), 5)
     conv = net.unet.down[0].body[0]
     assert float(conv.weight.std()) == pytest.approx(math.sqrt(2 / (32 * 9)), rel=0.05)
     bound = math.sqrt(6 / (32 + 5))
-    assert float(net.head.weight.abs().max()) <= bound
+    assert 0.9 * bound < float(net.head.weight.abs().max()) <= bound
     assert float(conv.bias.abs().max()) == 0
 
 
@@ -91,7 +68,7 @@ def test_channel_norm_is_layer_norm_per_pixel():
     torch.testing.assert_close(ChannelNorm(6)(x), expected)
 
 
-def test_gaussian_pyramid_is_a_mean_over_occupied_pixels():
+def test_gaussian_pyramid_equals_scipy_over_occupied_pixels():
     rng = np.random.default_rng(0)
     x, occupied = rng.normal(size=(12, 15)), (rng.random((12, 15)) > 0.3).astype(float)
     top = gaussian_filter(x * occupied, 1.5, mode="constant", radius=4)
@@ -106,7 +83,7 @@ def test_gaussian_pyramid_is_a_mean_over_occupied_pixels():
     )
 
 
-def test_identity_view_and_quarter_turn():
+def test_view_without_augmentation_is_the_raster():
     values, weight = torch.randn(2, 6, 6), torch.ones(1, 6, 6)
     still = Augmentation(rotation=0, scaling=0, reflect=False, drop=0)
     grid = affine_grid((6, 6), 6, (2.5, 2.5), torch.Generator().manual_seed(0), still)
@@ -115,7 +92,7 @@ def test_identity_view_and_quarter_turn():
     assert bool((known > 0.99).all())
 
 
-def test_rotation_keeps_a_radial_picture():
+def test_rotation_keeps_a_radial_image():
     at = torch.linspace(-1, 1, 33)
     radius = (at[:, None] ** 2 + at[None] ** 2)[None]
     grid = affine_grid((33, 33), 21, (16, 16), torch.Generator().manual_seed(3), Augmentation(180, 0, True, 0))
@@ -123,7 +100,7 @@ def test_rotation_keeps_a_radial_picture():
     torch.testing.assert_close(out, radius[:, 6:27, 6:27], atol=5e-3, rtol=0)
 
 
-def test_resampling_does_not_mix_in_empty_pixels():
+def test_resampling_ignores_empty_pixels():
     values, weight = torch.full((1, 10, 10), 5.0), (torch.rand(1, 10, 10) > 0.5).float()
     grid = affine_grid((10, 10), 10, (4.5, 4.5), torch.Generator().manual_seed(1), Augmentation())
     out, known = resample(values, weight, grid)
@@ -131,21 +108,13 @@ def test_resampling_does_not_mix_in_empty_pixels():
     torch.testing.assert_close(out[known > 0], torch.full_like(out[known > 0], 5.0))
 
 
-def test_block_mask_hides_the_share_asked_for():
+def test_block_mask_hides_the_requested_share():
     mask = block_mask((400, 400), 0.3, 4, torch.Generator().manual_seed(0))
     assert mask.float().mean() == pytest.approx(0.3, abs=0.02)
     assert torch.equal(mask[:4, :4], mask[:1, :1].expand(4, 4))
 
 
-def test_views_depend_on_seed_epoch_and_index_alone():
-    section = PixelRaster((12, 12), torch.arange(144), torch.randn(144, 2))
-    a, b = (RandomViews([section], 12, 4, Augmentation(), seed=5) for _ in range(2))
-    assert torch.equal(a[2]["x"], b[2]["x"])
-    b.epoch = 1
-    assert not torch.equal(a[2]["x"], b[2]["x"])
-
-
-def test_nt_xent_against_a_direct_computation():
+def test_nt_xent_equals_its_definition():
     z = torch.randn(6, 4, dtype=torch.float64)
     unit = (z / z.norm(dim=1, keepdim=True)).numpy()
     similarity = np.exp(unit @ unit.T / 0.5)
@@ -155,17 +124,16 @@ def test_nt_xent_against_a_direct_computation():
     assert float(nt_xent(z, 0.5)) == pytest.approx(expected)
 
 
-def test_cross_entropies_against_torch():
+def test_soft_cross_entropy_equals_that_of_torch():
     logits, y = torch.randn(2, 4, 3, 3), torch.randint(4, (2, 3, 3))
     target = F.one_hot(y, 4).permute(0, 3, 1, 2).float()
     weight = torch.ones(2, 3, 3)
-    assert float(soft_cross_entropy(logits, target, weight)) == pytest.approx(
-        float(F.cross_entropy(logits, y)), rel=1e-5
-    )
+    torch.testing.assert_close(soft_cross_entropy(logits, target, weight), F.cross_entropy(logits, y))
+    flat, labels = logits[:, :, 0, 0], y[:, 0, 0]
+    found = soft_cross_entropy(flat, F.one_hot(labels, 4).float(), torch.ones(2))
+    torch.testing.assert_close(found, F.cross_entropy(flat, labels))
     weight[0] = 0
-    assert float(soft_cross_entropy(logits, target, weight)) == pytest.approx(
-        float(F.cross_entropy(logits[1:], y[1:])), rel=1e-5
-    )
+    torch.testing.assert_close(soft_cross_entropy(logits, target, weight), F.cross_entropy(logits[1:], y[1:]))
 
 
 class _Quadratic(Task):
@@ -177,7 +145,7 @@ class _Quadratic(Task):
         return (self.at**2).sum()
 
 
-def test_training_stops_early_keeps_the_best_and_leaves_the_generator_alone():
+def test_training_stops_early_keeps_the_best_and_the_random_state():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -190,35 +158,7 @@ def test_training_stops_early_keeps_the_best_and_leaves_the_generator_alone():
     assert set(history[0]) == {"stage", "epoch", "loss", "val_loss"}
 
 
-def test_interrupting_a_training_raises_keyboard_interrupt_and_restores_the_handler():
-    import signal
-
-    class Interrupted(_Quadratic):
-        def training_step(self, batch):
-            raise KeyboardInterrupt
-
-    handler = signal.getsignal(signal.SIGINT)
-    loader = torch.utils.data.DataLoader(torch.zeros(4, 1))
-    with pytest.raises(KeyboardInterrupt):
-        run_training(Interrupted(Training()), loader, None, random_state=0, accelerator="cpu", show_progress=False)
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_unet_on_cuda_agrees_with_the_cpu():
-    net, x, occupied = unet(), torch.randn(1, 3, 40, 40), torch.ones(1, 1, 40, 40)
-    with torch.no_grad():
-        expected = net(x, occupied)
-        net = net.cuda()
-        rounded = net(x.cuda(), occupied.cuda()).cpu()
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            out = net(x.cuda(), occupied.cuda()).cpu()
-    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(rounded, expected, atol=1e-2, rtol=1e-2)  # tf32 keeps ten bits
-
-
-def test_large_tissue_is_trained_for_longer():
+def test_default_epochs_grow_with_the_tissue():
     def raster(side: int) -> PixelRaster:
         return PixelRaster((side, side), torch.arange(side * side), torch.zeros(side * side, 1))
 
@@ -240,7 +180,7 @@ def _net(depth: int, kernel_size: int = 3, sigmas: tuple[float, ...] = (0.0, 1.0
     return SegmentationNet(UNet(4, width=6, depth=depth, kernel_size=kernel_size, sigmas=sigmas), 5).eval()
 
 
-def _untiled(net: SegmentationNet, raster: PixelRaster) -> tuple[torch.Tensor, torch.Tensor]:
+def _predict_untiled(net: SegmentationNet, raster: PixelRaster) -> tuple[torch.Tensor, torch.Tensor]:
     """The whole raster made by hand and sent through the network at once."""
     x = torch.zeros(raster.x.shape[1], raster.shape[0] * raster.shape[1])
     occupied = torch.zeros(1, raster.shape[0] * raster.shape[1])
@@ -253,10 +193,10 @@ def _untiled(net: SegmentationNet, raster: PixelRaster) -> tuple[torch.Tensor, t
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize("shape", [(97, 131), (150, 61), (33, 210)])
-def test_tiled_equals_untiled(depth: int, shape: tuple[int, int]) -> None:
+def test_tiled_prediction_equals_untiled(depth: int, shape: tuple[int, int]) -> None:
     net, raster = _net(depth), _raster(shape, 4, 0.8)
     proba, features = predict_pixels(net, raster, torch.device("cpu"), side=32)
-    expected, expected_features = _untiled(net, raster)
+    expected, expected_features = _predict_untiled(net, raster)
     assert torch.allclose(proba, expected, atol=1e-5)
     # where hardly anything lies, the norm over channels divides the rounding of the convolutions by a small number
     assert torch.allclose(features, expected_features, atol=2e-4)
@@ -264,35 +204,37 @@ def test_tiled_equals_untiled(depth: int, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("kernel_size", "sigmas"), [(5, (0.0,)), (7, (0.0, 3.0)), (3, (1.5,))])
-def test_tiled_equals_untiled_for_other_filters_and_empty_tiles(kernel_size: int, sigmas: tuple[float, ...]) -> None:
+def test_tiled_prediction_equals_untiled_with_other_filters_and_empty_tiles(
+    kernel_size: int, sigmas: tuple[float, ...]
+) -> None:
     net, raster = _net(2, kernel_size, sigmas), _raster((140, 150), 4, 0.6)
     keep = (raster.flat // 150 < 60) | (raster.flat % 150 > 120)  # a hole of several tiles
     raster = PixelRaster(raster.shape, raster.flat[keep], raster.x[keep])
     proba, _ = predict_pixels(net, raster, torch.device("cpu"), side=16)
-    assert torch.allclose(proba, _untiled(net, raster)[0], atol=1e-5)
+    assert torch.allclose(proba, _predict_untiled(net, raster)[0], atol=1e-5)
 
 
-def test_less_context_than_the_receptive_field_shows() -> None:
+def test_smaller_tile_margin_changes_the_prediction() -> None:
     net, raster = _net(2), _raster((96, 96), 4, 0.9)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stxtools.nn._tiles.tile_margin", lambda unet: 4)
         proba, _ = predict_pixels(net, raster, torch.device("cpu"), side=32)
-    assert (proba - _untiled(net, raster)[0]).abs().max() > 1e-4
+    assert (proba - _predict_untiled(net, raster)[0]).abs().max() > 1e-4
 
 
-def test_receptive_field_is_an_upper_bound_of_the_reach() -> None:
+def test_receptive_field_bounds_the_effect_of_a_pixel() -> None:
     for depth in (0, 1, 2, 3):
         net, raster = _net(depth), _raster((161, 161), 4, 1.0)
         changed = PixelRaster(raster.shape, raster.flat, raster.x.clone())
         changed.x[80 * 161 + 80] += 100.0
-        difference = (_untiled(net, raster)[1] - _untiled(net, changed)[1]).abs().amax(dim=1)
+        difference = (_predict_untiled(net, raster)[1] - _predict_untiled(net, changed)[1]).abs().amax(dim=1)
         at = changed.flat[difference > 1e-5]
         row, col = at // changed.shape[1], at % changed.shape[1]
         reach = int(torch.maximum((row - 80).abs(), (col - 80).abs()).max())
-        assert 0 < reach <= net.unet.receptive_field
+        assert 2**depth < reach <= net.unet.receptive_field
 
 
-def test_window_is_the_slice_of_the_whole_raster_padded_with_nothing() -> None:
+def test_window_equals_a_slice_of_the_zero_padded_raster() -> None:
     raster = _raster((23, 31), 3, 0.5)
     raster.target = torch.rand(len(raster.flat), 2)
     raster.weight = torch.rand(len(raster.flat))
@@ -307,7 +249,7 @@ def test_window_is_the_slice_of_the_whole_raster_padded_with_nothing() -> None:
     assert whole["weight"].flatten()[raster.flat].tolist() == raster.weight.tolist()
 
 
-def test_views_of_a_large_section_are_those_of_its_window() -> None:
+def test_views_cut_from_a_window_equal_those_of_the_whole_raster() -> None:
     """A view cut from a window differs from one cut from the dense raster by rounding alone."""
     raster = _raster((400, 380), 3, 0.9)
     views = RandomViews([raster], 32, 6, Augmentation(), seed=3)
@@ -337,7 +279,7 @@ def test_validation_of_a_large_section_reads_a_bounded_number_of_pixels() -> Non
     assert [b[0].shape[-2:] for b in whole] == [(60, 50)]
 
 
-def test_memory_setting_bounds_the_tile() -> None:
+def test_max_memory_bounds_the_tile() -> None:
     unet = UNet(20, width=24, depth=2)
     before = settings.max_memory
     try:
@@ -356,7 +298,7 @@ def test_memory_setting_bounds_the_tile() -> None:
     assert tile_margin(unet) >= unet.receptive_field
 
 
-def test_tiles_must_begin_on_the_stride_and_hold_something() -> None:
+def test_tiles_off_the_stride_or_without_pixels_raise() -> None:
     net = _net(2)
     with pytest.raises(ValueError, match="multiple of the U-Net's stride, 4"):
         predict_pixels(net, _raster((50, 50), 4, 1.0), torch.device("cpu"), side=30)
@@ -365,7 +307,7 @@ def test_tiles_must_begin_on_the_stride_and_hold_something() -> None:
         predict_pixels(net, empty, torch.device("cpu"), side=4)
 
 
-def test_views_do_not_depend_on_the_order_in_which_they_are_drawn() -> None:
+def test_views_depend_on_seed_epoch_and_index_alone() -> None:
     raster = _raster((90, 70), 2, 0.7)
     raster.target, raster.weight = torch.rand(len(raster.flat), 3), torch.ones(len(raster.flat))
     loader = torch.utils.data.DataLoader(RandomViews([raster], 32, 4, Augmentation(), 1), batch_size=2)
@@ -373,11 +315,15 @@ def test_views_do_not_depend_on_the_order_in_which_they_are_drawn() -> None:
     dataset = loader.dataset
     again = [dataset[i] for i in (3, 2, 1, 0)]
     assert torch.equal(first[1]["x"][1], again[0]["x"])
+    for seed, epoch in ((1, 0), (2, 0), (1, 1)):
+        other = RandomViews([raster], 32, 4, Augmentation(), seed)
+        other.epoch = epoch
+        assert torch.equal(other[0]["x"], again[3]["x"]) == ((seed, epoch) == (1, 0))
     assert torch.equal(first[0]["target"][0], again[3]["target"])
     assert np.isfinite(first[0]["weight"].numpy()).all()
 
 
-def test_student_in_tiles_equals_the_whole() -> None:
+def test_tiled_student_equals_untiled() -> None:
     torch.manual_seed(0)
     net = PyramidMLP(3, [4], width=8, sigmas=(0.0, 2.0, 4.0)).eval()
     flat = torch.nonzero(torch.rand(90 * 77) < 0.7)[:, 0]
@@ -391,7 +337,7 @@ def test_student_in_tiles_equals_the_whole() -> None:
     )
 
 
-def test_softmax_of_a_student_is_that_of_each_task() -> None:
+def test_student_softmax_is_taken_per_task() -> None:
     torch.manual_seed(0)
     net = PyramidMLP(3, [2, 4], width=8, sigmas=(0.0, 1.0)).eval()
     x, occupied = torch.randn(1, 3, 9, 8), torch.ones(1, 1, 9, 8)

@@ -60,8 +60,8 @@ class OneDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def one_step(task: Task, batches: Iterator[Any]) -> None:
-    """A training step and a judged batch as Lightning would run them on the card."""
+def train_one_step(task: Task, batches: Iterator[Any]) -> None:
+    """Run a training step as Lightning would on the card."""
     task.to(CARD)
     with OneDevice():
         task.setup(CARD)
@@ -77,8 +77,8 @@ def one_step(task: Task, batches: Iterator[Any]) -> None:
     assert all(p.grad is None or p.grad.device == CARD for p in task.parameters())
 
 
-def on_card(loader: DataLoader[Any] | None) -> Iterator[Any]:
-    """The batches as the training on a card has them."""
+def batches_on_card(loader: DataLoader[Any] | None) -> Iterator[Any]:
+    """Return the batches as training on a card gets them."""
     assert loader is not None
     card = _SingleDevice(CARD)
     return map(card.to_device, _setup_loader(card, loader))
@@ -93,31 +93,31 @@ def rasters(side: int) -> list[PixelRaster]:
 
 
 def views(side: int, pairs: bool = False) -> Iterator[Any]:
-    return on_card(DataLoader(RandomViews(rasters(side), 32, 2, Augmentation(), 0, pairs), batch_size=2))
+    return batches_on_card(DataLoader(RandomViews(rasters(side), 32, 2, Augmentation(), 0, pairs), batch_size=2))
 
 
 @pytest.mark.parametrize("side", [40, 300], ids=["small section", "section read in windows"])
 @pytest.mark.parametrize("kind", ["segmentation", "masked", "contrastive"])
-def test_pixel_networks_train_on_the_card(kind: str, side: int) -> None:
+def test_pixel_networks_train_on_one_device(kind: str, side: int) -> None:
     unet, how = UNet(CHANNELS, width=8), Training()
     task: Task = {
         "segmentation": lambda: SegmentationTask(SegmentationNet(unet, CLASSES), how),
         "masked": lambda: MaskedPretraining(unet, CHANNELS, how),
         "contrastive": lambda: ContrastivePretraining(unet, CHANNELS, how),
     }[kind]()
-    one_step(task, views(side, pairs=kind == "contrastive"))
+    train_one_step(task, views(side, pairs=kind == "contrastive"))
 
 
-def test_held_out_pixels_are_judged_on_the_card() -> None:
+def test_validation_of_pixels_stays_on_one_device() -> None:
     task = SegmentationTask(SegmentationNet(UNet(CHANNELS, width=8), CLASSES), Training()).to(CARD)
     with OneDevice(), torch.no_grad():
-        assert task(next(on_card(validation_loader(rasters(40)))), held_out=True).device == CARD
+        assert task(next(batches_on_card(validation_loader(rasters(40)))), held_out=True).device == CARD
 
 
-def test_the_student_trains_on_the_card() -> None:
+def test_student_trains_on_one_device() -> None:
     net = PyramidMLP(CHANNELS, [2, CLASSES], width=16, sigmas=(0.0, 1.0))
     pixels = TensorDataset(torch.randn(5, CHANNELS * 2), torch.rand(5, 2 + CLASSES))
-    one_step(DistillationTask(net, Training()), on_card(DataLoader(pixels, batch_size=5)))
+    train_one_step(DistillationTask(net, Training()), batches_on_card(DataLoader(pixels, batch_size=5)))
 
 
 def graph() -> GraphTensors:
@@ -141,32 +141,32 @@ def tissue(conv: str) -> TissueModule:
     return TissueModule(5, gnn, 8, unet, {"t": 2, "v": 1}, n_features=7, width=16)
 
 
-def steps_of(task: GraphTask) -> Iterator[Any]:
-    return on_card(task.loaders(0)[0])
+def steps_on_card(task: GraphTask) -> Iterator[Any]:
+    return batches_on_card(task.loaders(0)[0])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("conv", ["gatv2", "sum"])
-def test_the_framework_trains_on_the_card(conv: str, scheme: str) -> None:
+def test_tissue_net_trains_on_one_device(conv: str, scheme: str) -> None:
     weighting = task_weighting(scheme, {"t": 1.0, "v": 1.0}, ["v"])
     task = TissueTask(tissue(conv), [graph()], Training(), weighting)
-    one_step(task, steps_of(task))
+    train_one_step(task, steps_on_card(task))
     with OneDevice(), torch.no_grad():
         task((0, 1), held_out=True)
 
 
 @pytest.mark.parametrize("conv", ["gatv2", "sum"])
-def test_embeddings_train_on_the_card(conv: str) -> None:
+def test_embedding_trains_on_one_device(conv: str) -> None:
     gnn = RegionGNN(5, hidden=8, out_channels=8, conv=conv, heads=2)  # type: ignore[arg-type]
     g = graph()
     module = TissueModule(5, gnn, 8, None, {})
     task = EmbeddingTask(module, [GraphTensors(g.nodes, g.edges)], Training(), 0.2)
-    one_step(task, steps_of(task))
+    train_one_step(task, steps_on_card(task))
 
 
-def test_the_framework_s_unet_is_pretrained_on_the_card() -> None:
+def test_unet_of_the_tissue_net_is_pretrained_on_one_device() -> None:
     task = UNetPretraining(UNet(CHANNELS, width=8, depth=1), CHANNELS, [graph()], Training())
-    one_step(task, steps_of(task))
+    train_one_step(task, steps_on_card(task))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +182,6 @@ def test_the_framework_s_unet_is_pretrained_on_the_card() -> None:
     ],
     ids=["item", "cpu", "mask", "mixed", "cpu index", "nonzero", "bincount"],
 )
-def test_what_would_wait_or_mix_devices_is_found(fault: Any) -> None:
+def test_meta_device_detects_synchronisation_and_mixed_devices(fault: Any) -> None:
     with OneDevice(), pytest.raises((RuntimeError, NotImplementedError)):
         fault(torch.zeros(3, device=CARD))

@@ -20,6 +20,6 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 folder=$(mktemp -d)
 python3 benchmarks/gpu --generate --folder "$folder" "$@" & # on one core, while the tests run
-[ -n "${SKIP_TESTS:-}" ] || python3 -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests/test_gpu.py tests/test_nn.py 2>&1 | tee "$out/tests.log" | tail -n 30
+[ -n "${SKIP_TESTS:-}" ] || python3 -m pytest -q -m gpu -p no:cacheprovider --durations=5 tests/test_gpu.py 2>&1 | tee "$out/tests.log" | tail -n 30
 wait
 python3 benchmarks/gpu --folder "$folder" --out "$out/gpu.json" --tests "$out/tests.log" --data "$STXTOOLS_TEST_DATA" "$@"
