@@ -19,8 +19,8 @@ DARK, GREY = "#1d2329", "#d3d3d3"
 HOW = {"segment_params": {"params": QUICK_UNET, "accelerator": "cpu"}}
 
 
-def draw(annotator: Any, points: list[int]) -> None:
-    """Do what the lasso does: its points become the selection."""
+def select(annotator: Any, points: list[int]) -> None:
+    """Select points as the lasso does."""
     annotator.maps[0].widget.selection = np.array(points, dtype=np.uint32)
 
 
@@ -34,29 +34,28 @@ def press(annotator: Any, name: str) -> str:
     return annotator.status.value
 
 
-def test_strokes_become_labels(make_section):
+def test_lasso_selections_become_labels(make_section):
     adata = make_section(libraries=2, rows=6, cols=5)
     adata = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()  # points are in the order of the sections
     annotator = st.pl.annotate(adata, "layer", ["outer", "inner"], library_key="library")
-    view = annotator
     assert "layer" not in adata.obs
     order = np.concatenate([np.flatnonzero(adata.obs["library"] == name) for name in ("lib0", "lib1")])
-    draw(annotator, [0, 1, 31])
+    select(annotator, [0, 1, 31])
     assert list(adata.obs_names[adata.obs["layer"] == "outer"]) == list(adata.obs_names[np.sort(order[[0, 1, 31]])])
-    assert view.status.value == "3 of 60 labelled"
-    assert set(np.flatnonzero(colors(view.maps[0]) == annotator._colors["outer"])) == {0, 1, 31}
-    assert (colors(view.maps[0]) == GREY).sum() == 57
-    view.choice.value = "inner"
-    draw(annotator, [1, 2])
+    assert annotator.status.value == "3 of 60 labelled"
+    assert set(np.flatnonzero(colors(annotator.maps[0]) == annotator._colors["outer"])) == {0, 1, 31}
+    assert (colors(annotator.maps[0]) == GREY).sum() == 57
+    annotator.choice.value = "inner"
+    select(annotator, [1, 2])
     assert adata.obs["layer"].value_counts().to_dict() == {"outer": 2, "inner": 2}
     assert list(adata.uns["layer_colors"]) == [annotator._colors[c] for c in ("outer", "inner")]
-    view.new.value = "vessel"
-    draw(annotator, [5])
+    annotator.new.value = "vessel"
+    select(annotator, [5])
     assert list(adata.obs["layer"].cat.categories) == ["outer", "inner", "vessel"]
     press(annotator, "Undo")
     assert adata.obs["layer"].notna().sum() == 4
-    view.choice.value = "(erase)"
-    draw(annotator, [0])
+    annotator.choice.value = "(erase)"
+    select(annotator, [0])
     assert pd.isna(adata.obs["layer"].iloc[order[0]])
     again = st.pl.annotate(adata, "layer", library_key="library")  # goes on with what is there
     again.label(["l0_o3"], "inner")
@@ -64,12 +63,11 @@ def test_strokes_become_labels(make_section):
     assert again._colors == annotator._colors
 
 
-def test_one_click_segments_and_suggests(make_section):
+def test_segment_button_segments_and_suggests_labels(make_section):
     adata = make_section(rows=12, cols=10)
     annotator = st.pl.annotate(adata, "layer", ["a", "b"], n_suggested=4, **HOW)
-    view = annotator
     assert "Label some observations first" in press(annotator, "Segment")
-    assert view.right.layout.display == "none"
+    assert annotator.right.layout.display == "none"
     downwards = np.argsort(adata.obsm["spatial"][:, 1], kind="stable")
     annotator.label(downwards[:12], "a")
     annotator.label(downwards[-12:], "b")
@@ -78,16 +76,16 @@ def test_one_click_segments_and_suggests(make_section):
     st.tl.segment(expected, labels_key="layer", show_progress=False, **HOW["segment_params"])
     st.tl.suggest_labels(expected, 4, labels_key="layer")
     assert_same(expected, adata)
-    assert view.right.layout.display == ""
+    assert annotator.right.layout.display == ""
     palette = dict(zip(adata.obs["segment"].cat.categories, adata.uns["segment_colors"], strict=True))
-    assert list(colors(view.maps[1])) == [palette[name] for name in adata.obs["segment"]]
-    marked = np.flatnonzero(colors(view.maps[0]) == DARK)
+    assert list(colors(annotator.maps[1])) == [palette[name] for name in adata.obs["segment"]]
+    marked = np.flatnonzero(colors(annotator.maps[0]) == DARK)
     assert set(marked) == set(np.flatnonzero(adata.obs["suggested"].notna()))
-    draw(annotator, [int(marked[0])])  # a labelled one is marked no more
-    assert (colors(view.maps[0]) == DARK).sum() == 3
+    select(annotator, [int(marked[0])])  # a labelled one is marked no more
+    assert (colors(annotator.maps[0]) == DARK).sum() == 3
 
 
-def test_what_does_not_fit(make_section, monkeypatch):
+def test_wrong_arguments_of_annotate_raise(make_section, monkeypatch):
     adata = make_section(rows=4, cols=4)
     adata.obs["depth"] = 0.5
     before = adata.copy()
@@ -106,13 +104,13 @@ def test_what_does_not_fit(make_section, monkeypatch):
     for rows, name, match in (
         ([0], "y", "not one of the"),
         ([16], "x", "from 0 to 15"),
+        ([-1], "x", "from 0 to 15"),
+        ([0.5], "x", "from 0 to 15"),
+        ([1j], "x", "from 0 to 15"),
         ([True], "x", "a mask"),
     ):
         with pytest.raises(ValueError, match=match):
             annotator.label(rows, name)
-    for rows in ([-1], [0.5], [1j]):
-        with pytest.raises(ValueError, match="from 0 to 15"):
-            annotator.label(rows, "x")
     with pytest.raises(KeyError, match="'nope'"):
         annotator.label(["nope"], "x")
     assert "st.tl.segment" in press(annotator, "Suggest")
@@ -122,7 +120,7 @@ def test_what_does_not_fit(make_section, monkeypatch):
         st.pl.annotate(adata, "layer")
 
 
-def test_buttons_work_on_spatialdata_whose_table_has_no_positions(make_section):
+def test_annotate_on_spatialdata_leaves_no_positions_in_the_table(make_section):
     adata = make_section(rows=12, cols=10)
     sdata = st.io.to_spatialdata(adata)
     table = sdata.tables["table"]

@@ -12,12 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import DATA
 from matplotlib import image as mpl_image
 from scipy import sparse
+from vendor_folders import write_matrix
 
 import stxtools as st
 from stxtools.datasets._public import REGISTRY
@@ -28,7 +29,7 @@ TENX = dict(REGISTRY["visium_mouse_brain"])
 
 
 class Server:
-    """Files by name; ``cut`` are announced in full length but sent in half."""
+    """Serves files by name; of those in ``cut`` only the first half, with the length of the whole."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -74,25 +75,6 @@ def datasetdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def _tenx_h5(path: Path, counts: np.ndarray) -> bytes:
-    """Cell Ranger's HDF5 (version 3): a CSC matrix of features x barcodes."""
-    matrix = sparse.csc_matrix(counts.T.astype(np.int32))
-    n_spots, n_genes = counts.shape
-    with h5py.File(path, "w") as f:
-        group = f.create_group("matrix")
-        group["barcodes"] = np.array([f"AAAC{i:04d}-1" for i in range(n_spots)], dtype="S")
-        group["data"], group["indices"], group["indptr"] = matrix.data, matrix.indices, matrix.indptr
-        group["shape"] = np.array(matrix.shape, dtype=np.int32)
-        features = group.create_group("features")
-        features["id"] = np.array([f"ENSMUSG{j:011d}" for j in range(n_genes)], dtype="S")
-        # as in the real file, two genes share a symbol
-        features["name"] = np.array(["Twin", "Twin", *(f"Gene{j}" for j in range(2, n_genes))], dtype="S")
-        features["feature_type"] = np.array(["Gene Expression"] * n_genes, dtype="S")
-        features["genome"] = np.array(["mm10"] * n_genes, dtype="S")
-        f.attrs["library_ids"] = np.array(["V1_Adult_Mouse_Brain"], dtype="S")
-    return path.read_bytes()
-
-
 def _spatial_tar(n_spots: int, folder: str = "spatial") -> bytes:
     """Space Ranger 1's spatial folder: positions without a header, all spots of the slide in another order."""
     rows = [f"AAAC{i:04d}-1,1,{i},{i % 2},{100 * i},{10 * i}" for i in reversed(range(n_spots))]
@@ -123,7 +105,10 @@ def counts() -> np.ndarray:
 @pytest.fixture
 def tenx(server: Server, datasetdir: Path, tmp_path: Path, counts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Serve a small section in place of 10x Genomics'; return the folder in which it lands."""
-    server.files = {H5: _tenx_h5(tmp_path / "made.h5", counts), TAR: _spatial_tar(len(counts))}
+    names = [f"AAAC{i:04d}-1" for i in range(len(counts))]
+    genes = ("Twin", "Twin", "Gene2", "Gene3", "Gene4")  # as in the real file, two genes share a symbol
+    write_matrix(tmp_path / "made.h5", names, "V1_Adult_Mouse_Brain", values=counts, genes=genes)
+    server.files = {H5: (tmp_path / "made.h5").read_bytes(), TAR: _spatial_tar(len(counts))}
     hashes = {name: _sha(body) for name, body in server.files.items()}
     monkeypatch.setitem(REGISTRY, "visium_mouse_brain", TENX | {"url": server.url, "files": hashes})
     return datasetdir / "visium_mouse_brain"
@@ -149,7 +134,11 @@ def _sha(body: bytes) -> str:
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-def test_visium_mouse_brain(tenx: Path, server: Server, counts: np.ndarray) -> None:
+def _files(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
+def test_visium_mouse_brain_is_read_and_downloaded_once(tenx: Path, server: Server, counts: np.ndarray) -> None:
     adata = st.datasets.visium_mouse_brain()
     np.testing.assert_array_equal(adata.X.toarray(), counts)
     assert adata.X.dtype == np.float32
@@ -167,14 +156,18 @@ def test_visium_mouse_brain(tenx: Path, server: Server, counts: np.ndarray) -> N
     assert server.requests == [H5, TAR]  # the second call used the first one's files
 
 
-def test_the_real_checksums_are_sha256() -> None:
+def test_registry_has_functions_sources_and_checksums() -> None:
+    assert set(REGISTRY) <= set(st.datasets.__all__)
+    assert all(("source" in entry) != ("url" in entry) and entry["publication"] for entry in REGISTRY.values())
     assert set(TENX["files"]) == {H5, TAR}
     for value in TENX["files"].values():
         assert value.startswith("sha256:")
         assert len(bytes.fromhex(value.removeprefix("sha256:"))) == 32
 
 
-def test_hallmark_gene_sets(server: Server, datasetdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hallmark_gene_sets_are_checked_and_downloaded_once(
+    server: Server, datasetdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = b"HALLMARK_ONE\thttp://a\tG1\tG2\nHALLMARK_TWO\thttp://b\tG2\tG3\tG4\n"
     source = REGISTRY["hallmark_gene_sets"]
     [file] = source["files"]
@@ -182,7 +175,7 @@ def test_hallmark_gene_sets(server: Server, datasetdir: Path, monkeypatch: pytes
     monkeypatch.setitem(source, "url", server.url)
     with pytest.raises(ValueError, match="hash"):  # not the file that the checksum is of
         st.datasets.hallmark_gene_sets()
-    assert not [path for path in datasetdir.rglob("*") if path.is_file()]
+    assert _files(datasetdir) == []
     monkeypatch.setitem(source, "files", {file: _sha(body)})
     net = st.datasets.hallmark_gene_sets()
     assert net.groupby("source")["target"].agg(list).to_dict() == {"ONE": ["G1", "G2"], "TWO": ["G2", "G3", "G4"]}
@@ -190,14 +183,29 @@ def test_hallmark_gene_sets(server: Server, datasetdir: Path, monkeypatch: pytes
     assert len(server.requests) == 2
 
 
-def test_missing_file_on_the_server(tenx: Path, server: Server, datasetdir: Path) -> None:
-    del server.files[H5]
-    with pytest.raises(ConnectionError, match=r"404.*Nothing was kept.*10xgenomics.*save the file as .*matrix\.h5"):
-        st.datasets.visium_mouse_brain()
-    assert not [path for path in datasetdir.rglob("*") if path.is_file()]
+FAILED = {
+    "missing file": ("tenx", {}, ConnectionError, r"404.*Nothing was kept.*10xgenomics.*save the file as .*matrix\.h5"),
+    "wrong content": ("tenx", {H5: b"another file"}, ValueError, "hash"),
+    "no server": ("tenx", None, ConnectionError, "by hand"),
+    "refused": ("vizgen", {}, ConnectionError, r"register at https://info\.vizgen\.com.*cell_by_gene\.csv and call"),
+}
 
 
-def test_broken_off_download(tenx: Path, server: Server, counts: np.ndarray) -> None:
+@pytest.mark.parametrize("case", FAILED)
+def test_failed_download_raises_and_keeps_no_file(
+    case: str, request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendor, files, error, match = FAILED[case]
+    folder = request.getfixturevalue(vendor)
+    server.files = files or {}
+    if files is None:
+        monkeypatch.setitem(REGISTRY[folder.name], "url", "http://127.0.0.1:9/set")
+    with pytest.raises(error, match=match):
+        getattr(st.datasets, folder.name)()
+    assert _files(folder.parent) == []
+
+
+def test_truncated_download_is_not_kept(tenx: Path, server: Server, counts: np.ndarray) -> None:
     server.cut = {TAR}
     with pytest.raises(ConnectionError, match="Nothing was kept"):
         st.datasets.visium_mouse_brain()
@@ -206,21 +214,14 @@ def test_broken_off_download(tenx: Path, server: Server, counts: np.ndarray) -> 
     np.testing.assert_array_equal(st.datasets.visium_mouse_brain().X.toarray(), counts)
 
 
-def test_wrong_content_from_the_server(tenx: Path, server: Server, datasetdir: Path) -> None:
-    server.files[H5] = b"another file"
-    with pytest.raises(ValueError, match="hash"):
-        st.datasets.visium_mouse_brain()
-    assert not [path for path in datasetdir.rglob("*") if path.is_file()]
-
-
-def test_file_that_changed_on_disk(tenx: Path, server: Server, counts: np.ndarray) -> None:
+def test_changed_file_is_downloaded_again(tenx: Path, server: Server, counts: np.ndarray) -> None:
     st.datasets.visium_mouse_brain()
     (tenx / H5).write_bytes((tenx / H5).read_bytes()[:-7])
     np.testing.assert_array_equal(st.datasets.visium_mouse_brain().X.toarray(), counts)
     assert server.requests == [H5, TAR, H5]
 
 
-def test_archives_that_cannot_be_used(tenx: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_archive_raises(tenx: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for body in (_spatial_tar(3, folder="other"), _spatial_tar(6)[:-200]):
         server.files[TAR] = body
         monkeypatch.setitem(REGISTRY["visium_mouse_brain"]["files"], TAR, _sha(body))
@@ -230,14 +231,7 @@ def test_archives_that_cannot_be_used(tenx: Path, server: Server, monkeypatch: p
         (tenx / TAR).unlink()
 
 
-def test_no_server_at_all(tenx: Path, monkeypatch: pytest.MonkeyPatch, datasetdir: Path) -> None:
-    monkeypatch.setitem(REGISTRY["visium_mouse_brain"], "url", "http://127.0.0.1:9/set")
-    with pytest.raises(ConnectionError, match="by hand"):
-        st.datasets.visium_mouse_brain()
-    assert not [path for path in datasetdir.rglob("*") if path.is_file()]
-
-
-def test_merfish_breast_cancer(vizgen: Path, server: Server, counts: np.ndarray) -> None:
+def test_merfish_breast_cancer_separates_blank_genes(vizgen: Path, server: Server, counts: np.ndarray) -> None:
     adata = st.datasets.merfish_breast_cancer()
     assert sparse.issparse(adata.X)
     np.testing.assert_array_equal(adata.X.toarray(), counts[:, :3])
@@ -250,7 +244,7 @@ def test_merfish_breast_cancer(vizgen: Path, server: Server, counts: np.ndarray)
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "said"),
+    ("file", "old", "new", "match"),
     [
         ("cell_by_gene.csv", b"469,1,", b"469,-1,", "values other than counts"),
         ("cell_by_gene.csv", b"469,1,", b"469,0.5,", "values other than counts"),
@@ -259,24 +253,24 @@ def test_merfish_breast_cancer(vizgen: Path, server: Server, counts: np.ndarray)
         ("cell_metadata.csv", b"center_x", b"centre_x", "other than those"),
     ],
 )
-def test_tables_that_nothing_vouches_for_are_looked_into(
-    vizgen: Path, server: Server, file: str, old: bytes, new: bytes, said: str
+def test_tables_without_a_checksum_are_validated(
+    vizgen: Path, server: Server, file: str, old: bytes, new: bytes, match: str
 ) -> None:
     assert old in server.files[file]
     server.files[file] = server.files[file].replace(old, new, 1)
-    with pytest.raises(ValueError, match=said) as info:
+    with pytest.raises(ValueError, match=match) as info:
         st.datasets.merfish_breast_cancer()
     assert "cell_by_gene.csv" in str(info.value)
 
 
-def test_a_section_that_is_no_h5ad(datasetdir: Path) -> None:
+def test_damaged_h5ad_raises(datasetdir: Path) -> None:
     datasetdir.mkdir(parents=True)
     (datasetdir / "dlpfc_151673.h5ad").write_bytes(b"not a section")
     with pytest.raises(ValueError, match=r"dlpfc_151673\.h5ad.*cannot be read as a section"):
         st.datasets.dlpfc()
 
 
-def test_file_put_there_by_hand(vizgen: Path, server: Server) -> None:
+def test_files_placed_by_hand_are_used(vizgen: Path, server: Server) -> None:
     vizgen.mkdir(parents=True)
     for name, body in server.files.items():
         (vizgen / name).write_bytes(body)
@@ -284,14 +278,7 @@ def test_file_put_there_by_hand(vizgen: Path, server: Server) -> None:
     assert server.requests == []
 
 
-def test_refused_download_says_where_to_register(vizgen: Path, server: Server, datasetdir: Path) -> None:
-    server.files.clear()
-    with pytest.raises(ConnectionError, match=r"register at https://info\.vizgen\.com.*cell_by_gene\.csv and call"):
-        st.datasets.merfish_breast_cancer()
-    assert not [path for path in datasetdir.rglob("*") if path.is_file()]
-
-
-def test_interrupted_download_leaves_nothing(vizgen: Path, datasetdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_download_leaves_no_file(vizgen: Path, datasetdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pooch
 
     def interrupted(self: object, url: str, output_file: str, *args: object, **kwargs: object) -> None:
@@ -301,7 +288,7 @@ def test_interrupted_download_leaves_nothing(vizgen: Path, datasetdir: Path, mon
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         st.datasets.merfish_breast_cancer()
-    assert not [path for path in datasetdir.rglob("*") if path.is_file()]
+    assert _files(datasetdir) == []
 
 
 @pytest.mark.parametrize(
@@ -318,7 +305,7 @@ def test_interrupted_download_leaves_nothing(vizgen: Path, datasetdir: Path, mon
         (lambda: st.datasets.mouse_olfactory_bulb("MOB2"), "st_mouse_olfactory_bulb_MOB2.h5ad"),
     ],
 )
-def test_sections_are_read_from_the_data_folder(call: Callable[[], ad.AnnData], file: str, datasetdir: Path) -> None:
+def test_sections_are_read_from_datasetdir(call: Callable[[], ad.AnnData], file: str, datasetdir: Path) -> None:
     with pytest.raises(FileNotFoundError, match="STXTOOLS_DATASETDIR") as caught:
         call()
     assert str(datasetdir) in str(caught.value)
@@ -333,7 +320,7 @@ def test_sections_are_read_from_the_data_folder(call: Callable[[], ad.AnnData], 
     assert call().n_obs == (2 if "osmfish" in file else 3)
 
 
-def test_sample_of_a_section(datasetdir: Path) -> None:
+def test_unknown_sample_raises_and_unlisted_files_are_read(datasetdir: Path) -> None:
     with pytest.raises(FileNotFoundError, match="151508, 151670, 151673, 151675"):
         st.datasets.dlpfc("999")
     with pytest.raises(TypeError, match="'151508'"):
@@ -346,16 +333,11 @@ def test_sample_of_a_section(datasetdir: Path) -> None:
     assert st.datasets.dlpfc("151674").n_obs == 2
 
 
-def test_registry_names_functions_and_sources() -> None:
-    assert set(REGISTRY) <= set(st.datasets.__all__)
-    assert all(("source" in entry) != ("url" in entry) and entry["publication"] for entry in REGISTRY.values())
-
-
-def test_duplicates_of_osmfish(real_section: Callable[[str], ad.AnnData], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_osmfish_duplicates_are_removed(
+    real_section: Callable[[str], ad.AnnData], monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = real_section("osmfish_mouse_sscortex")
-    from conftest import _DATA
-
-    monkeypatch.setattr(st.settings, "datasetdir", _DATA)
+    monkeypatch.setattr(st.settings, "datasetdir", DATA)
     adata = st.datasets.osmfish_sscortex()
     assert adata.n_obs == full.n_obs - int(full.obs["is_duplicate"].sum())
     assert not adata.is_view
@@ -363,7 +345,7 @@ def test_duplicates_of_osmfish(real_section: Callable[[str], ad.AnnData], monkey
     assert len(np.unique(everything, axis=0)) == adata.n_obs
 
 
-def _stereo(path: Path, counts: np.ndarray, *, layer: str, label: str) -> bytes:
+def _stereo_seq_file(path: Path, counts: np.ndarray, *, layer: str, label: str) -> bytes:
     """One section as STOmicsDB has them: logarithms in X, counts in a layer, labels, positions."""
     adata = ad.AnnData(np.log1p(counts).astype(np.float32))
     adata.obs_names = [f"cell{i}" for i in range(len(counts))]
@@ -375,19 +357,20 @@ def _stereo(path: Path, counts: np.ndarray, *, layer: str, label: str) -> bytes:
     return path.read_bytes()
 
 
-def test_stereo_series(server: Server, datasetdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                       counts: np.ndarray) -> None:  # fmt: skip
+def test_stereo_seq_series_have_counts_times_and_subjects(
+    server: Server, datasetdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: np.ndarray
+) -> None:
     for series in ("mosta", "axolotl_regeneration"):
         monkeypatch.setitem(REGISTRY[series], "url", server.url)
     for name in ("E9.5_E1S1", "E10.5_E2S1"):
-        server.files[f"{name}.MOSTA.h5ad"] = _stereo(tmp_path / "m.h5ad", counts, layer="count", label="annotation")
-    server.files["2DPI_1.h5ad"] = _stereo(tmp_path / "a.h5ad", counts, layer="counts", label="Annotation")
+        server.files[f"{name}.MOSTA.h5ad"] = _stereo_seq_file(
+            tmp_path / "m.h5ad", counts, layer="count", label="annotation"
+        )
+    server.files["2DPI_1.h5ad"] = _stereo_seq_file(tmp_path / "a.h5ad", counts, layer="counts", label="Annotation")
     adata = st.datasets.mosta(["E9.5_E1S1", "E10.5_E2S1"])
     np.testing.assert_array_equal(adata.X.toarray(), np.vstack([counts, counts]))
-    assert adata.obs.groupby("section", observed=True)["time"].first().to_dict() == {
-        "E9.5_E1S1": 9.5,
-        "E10.5_E2S1": 10.5,
-    }
+    times = adata.obs.groupby("section", observed=True)["time"].first().to_dict()
+    assert times == {"E9.5_E1S1": 9.5, "E10.5_E2S1": 10.5}
     assert list(adata.obs["subject"].cat.categories) == ["E10.5_E2", "E9.5_E1"]
     assert adata.obs_names.is_unique
     one = st.datasets.axolotl_regeneration()

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import assert_same, read_back
 from scipy import sparse, stats
 from scipy.spatial import cKDTree
 from sklearn.ensemble import RandomForestClassifier
@@ -60,7 +61,7 @@ def test_defaults_of_a_platform(platform: str, shape: tuple[int, int]) -> None:
     assert ("array_row" in adata.obs) == (platform == "visium")
 
 
-def test_hexagonal_lattice() -> None:
+def test_visium_spots_form_a_hexagonal_lattice() -> None:
     adata = st.datasets.synthetic_tissue(900, 5)
     xy = adata.obsm["spatial"]
     row, col = adata.obs["array_row"].to_numpy(), adata.obs["array_col"].to_numpy()
@@ -76,7 +77,7 @@ def test_hexagonal_lattice() -> None:
     assert (distance[:, 5] < 101).mean() > 0.85
 
 
-def test_scattered_cells_fill_the_tissue_but_lie_on_no_lattice() -> None:
+def test_merfish_cells_are_scattered_evenly() -> None:
     adata = st.datasets.synthetic_tissue(2_000, 5, platform="merfish")
     assert "array_row" not in adata.obs
     xy = adata.obsm["spatial"]
@@ -88,12 +89,12 @@ def test_scattered_cells_fill_the_tissue_but_lie_on_no_lattice() -> None:
 
 @pytest.mark.parametrize("n_obs", [50, 203, 1234])
 @pytest.mark.parametrize("platform", PLATFORM_NAMES)
-def test_there_are_exactly_the_observations_asked_for(n_obs: int, platform: str) -> None:
+def test_number_of_observations_is_exact(n_obs: int, platform: str) -> None:
     adata = st.datasets.synthetic_tissue(n_obs, 5, platform=platform, random_state=n_obs)
     assert len(np.unique(adata.obsm["spatial"], axis=0)) == adata.n_obs == n_obs
 
 
-def test_negative_binomial_moments() -> None:
+def test_counts_have_the_moments_of_a_negative_binomial() -> None:
     rng = np.random.default_rng(0)
     mean = np.repeat(np.array([[0.3, 2.0, 9.0]], dtype=np.float32), 200_000, axis=0)
     theta = np.array([5.0, 2.0, 0.8], dtype=np.float32)
@@ -108,7 +109,7 @@ def test_negative_binomial_moments() -> None:
     np.testing.assert_allclose((dropped == 0).mean(axis=0), 0.4 + 0.6 * expected_zero, rtol=0.01)
 
 
-def test_counts_of_chunks_keep_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_drawn_in_chunks_keep_the_order_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows cut into chunks keep their order and expectation."""
     made = []
     for entries in (4_000_000, 7_000):
@@ -119,25 +120,14 @@ def test_counts_of_chunks_keep_their_rows(monkeypatch: pytest.MonkeyPatch) -> No
     assert depth[1].sum() == pytest.approx(depth[0].sum(), rel=0.02)
 
 
-def test_mean_depth_and_dropout_of_a_gene_without_structure() -> None:
-    adata = st.datasets.synthetic_tissue(4_000, 20, difficulty=0.0, mean_depth=200, random_state=3)
-    assert adata.X.sum() / adata.n_obs == pytest.approx(200, rel=0.05)
-
-
 def test_planted_fold_change_is_recovered() -> None:
     """Nuisance shifts a gene in any one lesion; over independent sections it averages out."""
     adata = st.datasets.synthetic_tissue(
-        24_000,
-        20,
-        n_patients=12,
-        disease="lesion",
-        n_biomarkers=4,
-        logfc=[1.0, -1.5, 0.5, 2.0],
-        difficulty=0.2,
-        mean_depth=200,
-        random_state=2,
-    )
+        24_000, 20, n_patients=12, disease="lesion", n_biomarkers=4, logfc=[1.0, -1.5, 0.5, 2.0], difficulty=0.2,
+        mean_depth=200, random_state=2,
+    )  # fmt: skip
     counts = _dense(adata)
+    assert counts.sum(axis=1).mean() == pytest.approx(200, rel=0.05)
     ill = (adata.obs["disease"] == "diseased").to_numpy()
     ratios = []
     for rows in adata.obs.groupby("section", observed=True).indices.values():
@@ -152,13 +142,13 @@ def test_planted_fold_change_is_recovered() -> None:
     assert (np.abs(found - adata.var["true_logfc"].to_numpy())[planted] < 3.5 * error[planted]).all()
 
 
-def test_a_single_fold_change_is_turned_for_every_third_gene() -> None:
+def test_scalar_logfc_is_negative_for_every_third_biomarker() -> None:
     adata = st.datasets.synthetic_tissue(400, 30, n_biomarkers=6, logfc=2.0)
     assert sorted(adata.var["true_logfc"][adata.var["is_biomarker"]]) == [-2, -2, 2, 2, 2, 2]
     assert st.datasets.synthetic_tissue(400, 30, n_biomarkers=0).var["is_biomarker"].sum() == 0
 
 
-def test_markers_are_raised_in_their_compartment() -> None:
+def test_markers_are_highest_in_their_compartment() -> None:
     adata = st.datasets.synthetic_tissue(6_000, 40, difficulty=0.1, random_state=1)
     counts = pd.DataFrame(_dense(adata), columns=adata.var_names, index=adata.obs["compartment"])
     highest = counts.groupby(level=0, observed=True).mean().idxmax()
@@ -167,7 +157,7 @@ def test_markers_are_raised_in_their_compartment() -> None:
     assert set(adata.var.loc[marker, "marker_of"]) == set(adata.obs["compartment"].cat.categories)
 
 
-def test_field_is_standard_normal_with_the_stated_correlation() -> None:
+def test_gaussian_field_is_standard_normal_with_the_stated_correlation() -> None:
     rng = np.random.default_rng(0)
     at = np.array([[0.0, 0.0], [0.3, 0.0], [0.0, 0.6]])
     values = np.array([field_at(gaussian_field(rng, 0.3), at) for _ in range(600)])
@@ -177,7 +167,7 @@ def test_field_is_standard_normal_with_the_stated_correlation() -> None:
     np.testing.assert_allclose(correlation[1:], [np.exp(-0.5), np.exp(-2)], atol=0.12)
 
 
-def test_nuisance_is_autocorrelated_and_carries_no_label() -> None:
+def test_genes_without_a_role_are_autocorrelated_and_carry_no_label() -> None:
     """Genes without a role look spatial, yet over seeds they know nothing of compartments or disease."""
     morans, shifts = [], []
     for seed in range(12):
@@ -197,7 +187,7 @@ def test_nuisance_is_autocorrelated_and_carries_no_label() -> None:
     assert max(np.abs(shift).max() for shift in shifts) > 0.3
 
 
-def test_border_is_a_gradient_between_the_first_layers() -> None:
+def test_first_two_layers_mix_along_their_border() -> None:
     adata = st.datasets.synthetic_tissue(5_000, 5, random_state=1)
     code, mixture = adata.obs["compartment"].cat.codes.to_numpy(), adata.obsm["compartment_mixture"].to_numpy()
     np.testing.assert_allclose(mixture.sum(axis=1), 1, atol=1e-6)
@@ -209,7 +199,7 @@ def test_border_is_a_gradient_between_the_first_layers() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 8])
-def test_compartments_are_all_there(n: int) -> None:
+def test_all_compartments_have_observations(n: int) -> None:
     adata = st.datasets.synthetic_tissue(3_000, 12, n_compartments=n, random_state=n)
     names = list(adata.obs["compartment"].cat.categories)
     assert len(set(names)) == n
@@ -218,7 +208,7 @@ def test_compartments_are_all_there(n: int) -> None:
     assert adata.obsm["compartment_mixture"].shape == (3_000, n)
 
 
-def test_patients_and_sections(cohort: ad.AnnData) -> None:
+def test_cohort_has_the_patients_and_sections(cohort: ad.AnnData) -> None:
     obs = cohort.obs
     assert cohort.n_obs == 3_001
     assert list(obs["section"].cat.categories) == ["P1_S1", "P1_S2", "P2_S1", "P2_S2", "P3_S1", "P3_S2"]
@@ -230,7 +220,7 @@ def test_patients_and_sections(cohort: ad.AnnData) -> None:
     assert not any("/" in s for s in obs["section"].cat.categories)
 
 
-def test_affine_of_a_section_carries_the_tissue_to_its_place(cohort: ad.AnnData) -> None:
+def test_section_is_an_affine_image_of_the_tissue(cohort: ad.AnnData) -> None:
     scales = []
     for rows in cohort.obs.groupby("section", observed=True).indices.values():
         tissue, placed = cohort.obsm["spatial_tissue"][rows], cohort.obsm["spatial"][rows]
@@ -243,7 +233,7 @@ def test_affine_of_a_section_carries_the_tissue_to_its_place(cohort: ad.AnnData)
     assert 0.9 <= min(scales) <= max(scales) <= 1.1
 
 
-def test_sections_of_a_patient_overlie_in_the_tissue_frame() -> None:
+def test_sections_of_a_patient_agree_in_the_tissue_frame() -> None:
     adata = st.datasets.synthetic_tissue(4_000, 10, n_patients=2, sections_per_patient=2, random_state=3)
 
     def agreement(a: str, b: str) -> float:
@@ -255,7 +245,7 @@ def test_sections_of_a_patient_overlie_in_the_tissue_frame() -> None:
     assert agreement("P1_S1", "P1_S2") > agreement("P1_S1", "P2_S1")
 
 
-def test_batch_effect_is_multiplicative_per_gene_and_section() -> None:
+def test_batch_effect_scales_each_gene_per_section() -> None:
     adata = st.datasets.synthetic_tissue(
         8_000, 30, sections_per_patient=2, difficulty=1.0, n_biomarkers=0, mean_depth=600, random_state=1
     )
@@ -266,7 +256,7 @@ def test_batch_effect_is_multiplicative_per_gene_and_section() -> None:
     assert 0.4 < ratio.std() < 1.2
 
 
-def test_lesion_mode_for_several_patients() -> None:
+def test_lesion_covers_30_percent_of_every_patient() -> None:
     adata = st.datasets.synthetic_tissue(1_200, 10, n_patients=3, disease="lesion")
     share = (adata.obs["disease"] == "diseased").groupby(adata.obs["section"], observed=True).mean()
     np.testing.assert_allclose(share, 0.3, atol=0.01)
@@ -275,40 +265,15 @@ def test_lesion_mode_for_several_patients() -> None:
 @pytest.mark.parametrize("platform", PLATFORM_NAMES)
 def test_same_seed_same_bits(platform: str) -> None:
     kwargs = {"n_obs": 500, "n_vars": 12, "platform": platform, "n_patients": 2}
-    one, two = (st.datasets.synthetic_tissue(**kwargs, random_state=7) for _ in range(2))
-    np.testing.assert_array_equal(one.X.toarray(), two.X.toarray())
-    np.testing.assert_array_equal(one.obsm["spatial"], two.obsm["spatial"])
-    pd.testing.assert_frame_equal(one.obs, two.obs)
-    pd.testing.assert_frame_equal(one.var, two.var)
-    other = st.datasets.synthetic_tissue(**kwargs, random_state=8)
+    one, two, other = (st.datasets.synthetic_tissue(**kwargs, random_state=seed) for seed in (7, 7, 8))
+    assert_same(one, two)
     assert (one.X != other.X).nnz > 0
     assert not np.array_equal(one.obs["compartment"], other.obs["compartment"])
 
 
-@pytest.mark.parametrize("store", ["h5ad", "zarr"])
-def test_round_trip(cohort: ad.AnnData, tmp_path: Path, store: str) -> None:
-    path = tmp_path / f"cohort.{store}"
-    getattr(cohort, f"write_{store}")(path)
-    back = getattr(ad, f"read_{store}")(path)
-    np.testing.assert_array_equal(back.X.toarray(), cohort.X.toarray())
-    for found, written in ((back.obs, cohort.obs), (back.var, cohort.var)):
-        pd.testing.assert_frame_equal(
-            found, written, check_index_type=False, check_column_type=False, check_categorical=False
-        )
-        for column in written.select_dtypes("category"):
-            assert list(found[column].cat.categories) == list(written[column].cat.categories)
-    for key in ("spatial", "spatial_tissue"):
-        np.testing.assert_array_equal(back.obsm[key], cohort.obsm[key])
-    pd.testing.assert_frame_equal(
-        back.obsm["compartment_mixture"],
-        cohort.obsm["compartment_mixture"],
-        check_index_type=False,
-        check_column_type=False,
-    )
-    truth, stored = cohort.uns["synthetic"], back.uns["synthetic"]
-    assert stored["effects"] == truth["effects"]
-    assert stored["params"]["disease"] == "patient"
-    np.testing.assert_array_equal(stored["params"]["logfc"], truth["params"]["logfc"])
+def test_cohort_survives_files(cohort: ad.AnnData, tmp_path: Path) -> None:
+    for read in read_back(cohort, tmp_path):
+        assert_same(cohort, read)
 
 
 def _block_accuracy(adata: ad.AnnData) -> float:
@@ -324,25 +289,19 @@ def _block_accuracy(adata: ad.AnnData) -> float:
 
 
 @pytest.mark.parametrize("platform", PLATFORM_NAMES)
-def test_difficulty_is_monotone_from_trivial_to_hopeless(platform: str) -> None:
-    accuracy = [
-        np.mean(
-            [
-                _block_accuracy(
-                    st.datasets.synthetic_tissue(900, 30, platform=platform, difficulty=d, random_state=seed)
-                )
-                for seed in (0, 1)
-            ]
-        )
-        for d in (0.0, 0.3, 0.6, 1.0)
-    ]
+def test_classification_gets_harder_with_difficulty(platform: str) -> None:
+    accuracy = []
+    for difficulty in (0.0, 0.3, 0.6, 1.0):
+        how = {"n_obs": 900, "n_vars": 30, "platform": platform, "difficulty": difficulty}
+        tissues = [st.datasets.synthetic_tissue(**how, random_state=seed) for seed in (0, 1)]
+        accuracy.append(np.mean([_block_accuracy(tissue) for tissue in tissues]))
     assert (np.diff(accuracy) < -0.05).all(), accuracy
     assert accuracy[0] > 0.93
     assert accuracy[-1] < 0.4  # five compartments: 0.2 by chance, 0.25 for the largest
 
 
 @pytest.mark.parametrize("platform", PLATFORM_NAMES)
-def test_every_effect_moves_one_way_with_difficulty(platform: str) -> None:
+def test_effects_are_monotone_in_difficulty(platform: str) -> None:
     how = {"n_obs": 50, "n_vars": 12, "platform": platform}
     tissues = (st.datasets.synthetic_tissue(**how, difficulty=d) for d in np.linspace(0, 1, 11))
     frame = pd.DataFrame([tissue.uns["synthetic"]["effects"] for tissue in tissues])
@@ -377,12 +336,6 @@ def test_every_effect_moves_one_way_with_difficulty(platform: str) -> None:
         ({"random_state": -1}, ValueError, "random_state"),
     ],
 )
-def test_errors(kwargs: dict[str, object], error: type[Exception], match: str) -> None:
+def test_wrong_arguments_raise(kwargs: dict[str, object], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         st.datasets.synthetic_tissue(**kwargs)
-
-
-def test_unknown_data_set_is_named() -> None:
-    with pytest.raises(AttributeError, match="synthetic_tissue"):
-        st.datasets.tissue  # noqa: B018
-    assert "dlpfc" in dir(st.datasets)

@@ -34,25 +34,25 @@ def _trained(adata: ad.AnnData, devices: int) -> tuple[np.ndarray, ad.AnnData]:
 
 
 @pytest.mark.slow
-def test_two_processes_reach_the_loss_of_one(make_section) -> None:
+def test_two_processes_reach_the_loss_of_one_process(make_section) -> None:
     adata = make_section("square", rows=48, cols=40)
     adata.obs["few"] = adata.obs["band"].where(np.arange(adata.n_obs) % 10 == 0)
     before = settings.trainer
-    alone, one = _trained(adata, 1)
+    loss_of_one, one = _trained(adata, 1)
     try:
         settings.trainer = {"strategy": "ddp_spawn"}
-        together, two = _trained(adata, 2)
+        loss_of_two, two = _trained(adata, 2)
         with pytest.raises(ValueError, match=r"diverged \(.*went from \d"):  # the children's first loss came back
             st.tl.segment(adata, labels_key="few", params=PARAMS | {"lr": 1e3, "epochs": 2}, devices=2, **HOW)
     finally:
         settings.trainer = before
-    assert len(together) == len(alone) == 14
-    assert max(alone[-1], together[-1]) < 0.5 * min(alone[0], together[0])
-    assert together[-1] == pytest.approx(alone[-1], abs=0.08)
+    assert len(loss_of_two) == len(loss_of_one) == 14
+    assert max(loss_of_one[-1], loss_of_two[-1]) < 0.5 * min(loss_of_one[0], loss_of_two[0])
+    assert loss_of_two[-1] == pytest.approx(loss_of_one[-1], abs=0.08)
     assert (one.obs["segment"] == two.obs["segment"]).mean() > 0.95  # the children's weights came back
 
 
-def test_trainer_setting_is_checked(make_section) -> None:
+def test_wrong_trainer_settings_raise(make_section) -> None:
     with pytest.raises(ValueError, match=r"\['devices'\]: the calls set them"):
         settings.trainer = {"devices": 2}
     with pytest.raises(TypeError, match="must map argument names"):
@@ -66,45 +66,43 @@ def test_trainer_setting_is_checked(make_section) -> None:
         settings.trainer = {}
 
 
-class _Ending(Task):
-    """A task that fails in the second of two processes, or goes on for a minute."""
+class _FailingOrSlowTask(Task):
+    """A task that fails in the second of two processes, or takes a minute there."""
 
-    def __init__(self, begun: Path, *, fails: bool) -> None:
+    def __init__(self, started: Path, *, fails: bool) -> None:
         super().__init__(Training(max_epochs=1))
-        self.net, self.begun, self.fails = torch.nn.Linear(2, 1), begun, fails
+        self.net, self.started, self.fails = torch.nn.Linear(2, 1), started, fails
 
     def loss(self, batch: list[torch.Tensor]) -> torch.Tensor:
         if torch.distributed.get_rank() == 1:
-            self.begun.touch()
+            self.started.touch()
             if self.fails:
                 raise ValueError("there is no loss here")
             time.sleep(60)
         return self.net(batch[0]).sum()
 
 
-def _interrupt_when(begun: Path) -> None:
-    while not begun.exists():
+def _interrupt_after(started: Path) -> None:
+    while not started.exists():
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", [True, False])
-def test_processes_end_with_an_error_of_one_and_with_an_interrupt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
+def test_error_or_interrupt_ends_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     monkeypatch.setattr(settings, "trainer", {"strategy": "ddp_spawn"})
-    begun, before = tmp_path / "begun", set(active_children())
-    task, loader = _Ending(begun, fails=fails), DataLoader(TensorDataset(torch.zeros(8, 2)), batch_size=2)
+    started, before = tmp_path / "started", set(active_children())
+    task, loader = _FailingOrSlowTask(started, fails=fails), DataLoader(TensorDataset(torch.zeros(8, 2)), batch_size=2)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     if not fails:
-        Thread(target=_interrupt_when, args=(begun,), daemon=True).start()
+        Thread(target=_interrupt_after, args=(started,), daemon=True).start()
     try:
         with pytest.raises(BaseException, match="ValueError: there is no loss here" if fails else "^$"):
             run_training(task, loader, None, devices=2, **HOW)
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert time.time() - begun.stat().st_mtime < 20
+    assert time.time() - started.stat().st_mtime < 20
     assert set(active_children()) <= before
     assert "MASTER_PORT" not in os.environ
 
@@ -121,7 +119,7 @@ if __name__ == "__main__":
 """
 
 
-def _srun(rank: int) -> dict[str, str]:
+def _slurm_environment(rank: int) -> dict[str, str]:
     """What ``srun`` sets for a task on each of two nodes."""
     nodes = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "127.0.0.1"}
     task = {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank), "SLURM_LOCALID": "0"}
@@ -129,7 +127,7 @@ def _srun(rank: int) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_two_machines_end_with_the_same_segments(tmp_path: Path) -> None:
+def test_two_nodes_end_with_the_same_segments(tmp_path: Path) -> None:
     """Two nodes that run the user's script; here both are this machine."""
     script = tmp_path / "train.py"
     script.write_text(_SCRIPT)
@@ -138,7 +136,7 @@ def test_two_machines_end_with_the_same_segments(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     nodes = [
-        subprocess.Popen([sys.executable, script, tmp_path / f"{rank}.h5ad"], env=env | _srun(rank))
+        subprocess.Popen([sys.executable, script, tmp_path / f"{rank}.h5ad"], env=env | _slurm_environment(rank))
         for rank in range(2)
     ]
     try:

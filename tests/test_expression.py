@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import anndata as ad
 import numpy as np
@@ -33,15 +34,15 @@ def _scaled(adata: ad.AnnData, *, raw: str | None = None) -> ad.AnnData:
     return adata
 
 
-def _read(adata: ad.AnnData, layer: str | None = None) -> tuple[ad.AnnData, dict[str, str]]:
-    """The mean expression of each observation's own region, and what the call says that it read."""
+def _expression_read(adata: ad.AnnData) -> tuple[ad.AnnData, dict[str, str]]:
+    """Return the normalised expression that `tl.region_graph` reads, and its params."""
     adata.obs["one"] = pd.Categorical(["x"] * adata.n_obs)
-    st.tl.region_graph(adata, "one", max_size=1, layer=layer)
+    st.tl.region_graph(adata, "one", max_size=1)
     regions = adata.uns["regions"]
     return regions[adata.obs["region_id"].astype(str)], regions.uns["params"]
 
 
-READING = {
+CALLS = {
     "normalize": lambda a: st.pp.normalize(a),
     "split_counts": lambda a: st.pp.split_counts(a),
     "align": lambda a: st.pp.align(a, library_key="library"),
@@ -51,17 +52,17 @@ READING = {
 }
 
 
-@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("raw", [None, "scaled"])
-def test_scaled_values_alone_are_refused(make_section, name, raw):
+def test_scaled_values_without_counts_raise(make_section, name, raw):
     adata = _scaled(make_section(rows=8, cols=8, libraries=2 if name == "align" else 1), raw=raw)
     before = adata.copy()
     with pytest.raises(ValueError, match=r"negative values.*layers\['counts'\]"):
-        READING[name](adata)
+        CALLS[name](adata)
     assert_same(before, adata)
 
 
-def test_scaled_values_are_read_by_name_only(make_section, quick_unet):
+def test_scaled_values_are_read_only_as_use_rep(make_section, quick_unet):
     adata = _scaled(make_section(rows=8, cols=8))
     st.tl.segment(adata, labels_key="band", use_rep="X", params=quick_unet, key_added="by_x", **HOW)
     assert "expression_scale" not in adata.uns["by_x"]["params"]
@@ -89,18 +90,18 @@ def test_raw_is_read_where_x_is_scaled(make_section, raw):
     assert params["expression_scale"] == raw
 
 
-def test_raw_is_read_for_the_genes_there_are(make_section):
+def test_raw_is_read_for_the_genes_of_the_anndata(make_section):
     adata = _scaled(make_section(rows=8, cols=8), raw="counts")[:, 3:20].copy()
     with pytest.warns(UserWarning, match="raw"):
-        found, _ = _read(adata)
-    expected, _ = _read(make_section(rows=8, cols=8)[:, 3:20].copy())
+        found, _ = _expression_read(adata)
+    expected, _ = _expression_read(make_section(rows=8, cols=8)[:, 3:20].copy())
     np.testing.assert_allclose(found.X.toarray(), expected.X.toarray())
     adata.var_names = ["other", *adata.var_names[1:]]
     with pytest.raises(ValueError, match="lacks 1 of the 17 genes"):
         st.tl.biomarkers(adata, "band", n_null=50, show_progress=False)
 
 
-def test_evaluation_puts_noise_on_what_it_reads(make_section):
+def test_evaluation_adds_noise_to_raw_where_x_is_scaled(make_section):
     adata = _scaled(make_section(rows=8, cols=8), raw="counts")
     how = {"region_key": "band", "n_seeds": 1, "n_folds": 2, "noise": [0.0, 0.1], "show_progress": False}
     with pytest.warns(UserWarning, match="raw"):
@@ -111,47 +112,41 @@ def test_evaluation_puts_noise_on_what_it_reads(make_section):
     pd.testing.assert_frame_equal(adata.uns["evaluation"][columns], plain.uns["evaluation"][columns])
 
 
-def test_counts_layer_comes_first_and_without_a_warning(make_section):
+def test_counts_layer_is_read_without_a_warning(make_section):
     adata = make_section(rows=8, cols=8)
     adata.layers["counts"] = adata.X.copy()
     adata = _scaled(adata)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        _, params = _read(adata)
+        _, params = _expression_read(adata)
     assert (params["expression_scale"], params["expression_source"]) == ("counts", "layers['counts']")
 
 
-def _linear(adata: ad.AnnData) -> ad.AnnData:
-    adata.X = adata.X * np.float32(7.3)
+def _with_values(adata: ad.AnnData, change: Callable[[np.ndarray], np.ndarray]) -> ad.AnnData:
+    adata.X.data = change(adata.X.data).astype(np.float32)
     return adata
 
 
-def _one_depth(adata: ad.AnnData) -> ad.AnnData:
-    sc.pp.normalize_total(adata, target_sum=20)
-    return adata
+def _logged(adata: ad.AnnData, target_sum: float | None = None) -> ad.AnnData:
+    sc.pp.normalize_total(adata, target_sum=target_sum)
+    return _with_values(adata, np.log1p) if target_sum is None else adata
 
 
-def _log(adata: ad.AnnData) -> ad.AnnData:
-    sc.pp.normalize_total(adata)
-    sc.pp.log1p(adata)
-    adata.uns.pop("log1p")
-    return adata
+# how counts are changed, and the scale that is recognised
+SCALES: dict[str, tuple[Callable[[ad.AnnData], ad.AnnData], str]] = {
+    "counts": (lambda a: a, "counts"),
+    "multiples of a constant": (lambda a: _with_values(a, lambda x: x * 7.3), "linear"),
+    "one depth": (lambda a: _logged(a, target_sum=20), "linear"),
+    "logarithms": (_logged, "log"),
+    "one last value, outside any sample": (lambda a: _with_values(a, lambda x: np.r_[x[:-1], x[-1] + 0.5]), "log"),
+}
 
 
-def _late(adata: ad.AnnData) -> ad.AnnData:
-    """Only the last value says that these are no counts: no sample finds it."""
-    adata.X.data[-1] += 0.5
-    return adata
-
-
-KINDS = {"counts": lambda a: a, "linear": _linear, "one depth": _one_depth, "log": _log, "late": _late}
-SCALES = {"counts": "counts", "linear": "linear", "one depth": "linear", "log": "log", "late": "log"}
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCALES)
 @pytest.mark.parametrize("marked", [False, True])
-def test_values_decide_and_a_marker_that_contradicts_them_warns(make_section, tmp_path, kind, marked):
-    adata = KINDS[kind](make_section(rows=8, cols=8))
+def test_scale_follows_the_values_and_a_contradicting_log1p_entry_warns(make_section, tmp_path, kind, marked):
+    change, scale = SCALES[kind]
+    adata = change(make_section(rows=8, cols=8))
     if marked:
         adata.uns["log1p"] = {"kept": 1}
     adata.write_h5ad(tmp_path / "x.h5ad")
@@ -160,23 +155,22 @@ def test_values_decide_and_a_marker_that_contradicts_them_warns(make_section, tm
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             st.tl.region_graph(read, "band")
-        assert read.uns["regions"].uns["params"]["expression_scale"] == SCALES[kind]
-        told = [str(w.message) for w in caught if "log1p" in str(w.message)]
-        assert bool(told) == (marked and SCALES[kind] != "log")
-        assert all(w.filename == __file__ for w in caught if "log1p" in str(w.message))
+        assert read.uns["regions"].uns["params"]["expression_scale"] == scale
+        warned = [w.filename for w in caught if "log1p" in str(w.message)]
+        assert warned == ([__file__] if marked and scale != "log" else [])
 
 
-def test_an_empty_matrix_contradicts_nothing(make_section):
+def test_empty_matrix_with_a_log1p_entry_does_not_warn(make_section):
     adata = make_section(rows=8, cols=8)
     adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
     adata.uns["log1p"] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        _, params = _read(adata)
+        _, params = _expression_read(adata)
     assert params["expression_scale"] == "counts"
 
 
-def test_marked_counts_are_normalised(make_section):
+def test_normalize_treats_counts_with_a_log1p_entry_as_counts(make_section):
     adata, plain = make_section(), make_section()
     adata.uns["log1p"] = {}
     with pytest.warns(UserWarning, match="taken as counts"):
@@ -185,42 +179,31 @@ def test_marked_counts_are_normalised(make_section):
     np.testing.assert_array_equal(adata.X.toarray(), plain.X.toarray())
 
 
-def test_params_say_what_was_read(make_section, quick_unet, quick_net, tmp_path):
-    line = make_section()
-
-    def check(params, source="X", scale="counts"):
-        assert params["expression_source"] == source
-        assert params["expression_scale"] == scale
-
-    st.pp.split_counts(line)
-    check(line.uns["split"]["params"])
-    st.pp.add_noise(line, 0.1)
-    check(line.uns["noise"]["params"])
-    st.tl.segment(line, 3, params=quick_unet, save_model=tmp_path / "m.stx", key_added="saved", **HOW)
-    check(line.uns["saved"]["params"])
-    st.tl.segment(line, model=tmp_path / "m.stx", key_added="again", **HOW)
-    check(line.uns["again"]["params"])
-    st.tl.region_graph(line, "saved", max_size=20)
-    check(line.uns["regions"].uns["params"])
-    st.tl.embed(line, params=quick_net, **HOW)
-    check(line.uns["embed"]["params"])
-    st.tl.multitask(line, None, "band", params=quick_net, save_model=tmp_path / "n.stx", **HOW)
-    check(line.uns["multitask"]["params"])
-    st.tl.attention_fidelity(line, tmp_path / "n.stx", max_regions=2, show_progress=False)
-    check(line.uns["attention_fidelity"]["params"])
-    st.tl.pretrain(line, save_model=tmp_path / "p.stx", params=quick_unet, **HOW)
-    check(line.uns["pretrain"]["params"])
-    st.tl.distill(line, tmp_path / "n.stx", save_model=tmp_path / "s.stx", params={"epochs": 2}, **HOW)
-    check(line.uns["distill"]["params"])
-    st.tl.biomarkers(line, "band", n_null=50, show_progress=False)
-    check(line.uns["biomarkers_params"])
-    st.tl.evaluate(line, ["lda"], region_key="band", n_seeds=1, n_folds=2, show_progress=False)
-    check(line.uns["evaluation_params"])
-    st.pp.normalize(line)
-    check(line.uns["normalize"]["params"])
+def test_params_name_source_and_scale_of_expression(make_section, quick_unet, quick_net, tmp_path):
+    adata = make_section()
+    net = tmp_path / "n.stx"
+    st.pp.split_counts(adata)
+    st.pp.add_noise(adata, 0.1)
+    st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", key_added="saved", **HOW)
+    st.tl.segment(adata, model=tmp_path / "m.stx", key_added="applied", **HOW)
+    st.tl.region_graph(adata, "saved", max_size=20)
+    st.tl.embed(adata, params=quick_net, **HOW)
+    st.tl.multitask(adata, None, "band", params=quick_net, save_model=net, **HOW)
+    st.tl.attention_fidelity(adata, net, max_regions=2, show_progress=False)
+    st.tl.pretrain(adata, save_model=tmp_path / "p.stx", params=quick_unet, **HOW)
+    st.tl.distill(adata, net, save_model=tmp_path / "s.stx", params={"epochs": 2}, **HOW)
+    st.tl.biomarkers(adata, "band", n_null=50, show_progress=False)
+    st.tl.evaluate(adata, ["lda"], region_key="band", n_seeds=1, n_folds=2, show_progress=False)
+    st.pp.normalize(adata)
+    uns = adata.uns
+    records = {key: uns[key]["params"] for key in ("split", "noise", "saved", "applied", "embed", "multitask")}
+    records |= {key: uns[key]["params"] for key in ("attention_fidelity", "pretrain", "distill", "normalize")}
+    records |= {key: uns[f"{key}_params"] for key in ("biomarkers", "evaluation")}
+    for key, params in (records | {"regions": uns["regions"].uns["params"]}).items():
+        assert (params["expression_source"], params["expression_scale"]) == ("X", "counts"), key
 
 
-def test_a_representation_without_expression_still_trains(make_section, quick_net):
+def test_multitask_with_scaled_x_trains_on_the_representation(make_section, quick_net):
     adata = make_section(rows=10, cols=10)
     adata.obsm["X_pca"] = np.random.default_rng(0).normal(size=(adata.n_obs, 4)).astype("f4")
     adata.X = np.random.default_rng(1).normal(size=adata.shape).astype("f4")
@@ -231,7 +214,7 @@ def test_a_representation_without_expression_still_trains(make_section, quick_ne
     assert "expression_scale" not in adata.uns["multitask"]["params"]
 
 
-def test_white_matter_of_a_scaled_cortex_section(real_section):
+def test_scaled_cortex_section_with_raw_yields_markers_of_white_matter(real_section):
     adata = real_section("dlpfc_151675")
     adata = adata[:, np.asarray(adata.X.sum(axis=0)).ravel() > 300].copy()
     bare, kept = _scaled(adata.copy()), _scaled(adata, raw="log")
@@ -242,33 +225,21 @@ def test_white_matter_of_a_scaled_cortex_section(real_section):
     assert {"MBP", "PLP1", "GFAP"} <= set(st.get.biomarkers(kept, group="WM")["names"].head(10))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "longdouble", "bool", "uint8", "int64"])
-def test_kinds_of_numbers(make_section, dtype):
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [(lambda x, dtype=dtype: x.astype(dtype), TypeError, "real numbers") for dtype in ("complex64", "object", "U3")]
+    + [(lambda x: np.ma.masked_less(x, 1), ValueError, "masked")],
+)
+def test_masked_values_and_those_that_are_no_real_numbers_raise(make_section, change, error, match):
     adata = make_section(rows=8, cols=8)
-    adata.X = adata.X.toarray().astype(dtype)
-    st.tl.biomarkers(adata, "band", n_null=50, show_progress=False)
-    assert adata.uns["biomarkers_params"]["expression_scale"] == "counts"
-
-
-@pytest.mark.parametrize("dtype", ["complex64", "object", "U3"])
-def test_kinds_of_what_is_no_real_number(make_section, dtype):
-    adata = make_section(rows=8, cols=8)
-    adata.layers["odd"] = adata.X.toarray().astype(dtype)
-    with pytest.raises(TypeError, match="real numbers"):
+    adata.layers["odd"] = change(adata.X.toarray())
+    with pytest.raises(error, match=match):
         st.tl.biomarkers(adata, "band", layer="odd")
-    with pytest.raises(TypeError, match="real numbers"):
+    with pytest.raises(error, match=match):
         st.tl.segment(adata, 2, layer="odd", **HOW)
 
 
-def test_masked_values_are_not_read(make_section):
-    adata = make_section(rows=8, cols=8)
-    values = np.ma.masked_less(adata.X.toarray(), 1)
-    adata.layers["masked"] = values
-    with pytest.raises(ValueError, match="masked"):
-        _read(adata, "masked")
-
-
-def test_a_value_stored_in_parts_is_their_sum(make_section):
+def test_duplicate_entries_of_a_sparse_matrix_are_summed(make_section):
     adata = make_section(rows=8, cols=8)
     whole = adata.X.tocsr()
     ends, half = 2 * whole.indptr, np.floor(whole.data / 2)
@@ -282,7 +253,7 @@ def test_a_value_stored_in_parts_is_their_sum(make_section):
     assert parts.layers["counts"].nnz == 2 * whole.nnz  # as it was given
 
 
-def test_a_file_can_be_read_as_features(make_section, quick_unet, tmp_path):
+def test_use_rep_x_of_a_backed_file_equals_that_in_memory(make_section, quick_unet, tmp_path):
     adata = make_section(rows=8, cols=8)
     adata.write_h5ad(tmp_path / "a.h5ad")
     stored = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")

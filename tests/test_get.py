@@ -34,43 +34,27 @@ def adata() -> ad.AnnData:
     return adata
 
 
-def test_regions(adata: ad.AnnData) -> None:
-    table = st.get.regions(adata)
-    assert list(table.columns) == ["segment", "library", "n_obs", "area", "x", "y", "degree", "contact_length"]
-    assert list(table.index) == ["r0", "r1", "r2"]
-    assert table.index.name == "region"
-    assert table["degree"].tolist() == [1, 1, 0]
-    assert table["contact_length"].tolist() == [2.5, 2.5, 0.0]
-    assert table.loc["r2", ["x", "y"]].tolist() == [5.0, 6.0]
-    table["area"] = 0.0
-    assert adata.uns["regions"].obs["area"].tolist() == [40.0, 20.0, 30.0]
-
-
-def test_regions_with_attention_and_self_loops(adata: ad.AnnData) -> None:
+def test_regions_returns_a_table_of_its_own(adata: ad.AnnData) -> None:
     regions = adata.uns["regions"]
     regions.obs["attention"] = [0.1, 0.2, 0.0]
     regions.obsp["spatial_connectivities"] = regions.obsp["spatial_connectivities"] + sparse.eye(3, format="csr")
     table = st.get.regions(adata)
-    assert table["attention"].tolist() == [0.1, 0.2, 0.0]
+    columns = ["segment", "library", "n_obs", "area", "x", "y", "degree", "contact_length", "attention"]
+    assert list(table.columns) == columns
+    assert list(table.index) == ["r0", "r1", "r2"]
+    assert table.index.name == "region"
     assert table["degree"].tolist() == [1, 1, 0]  # a region is not its own neighbour
-
-
-def test_regions_survive_a_file(adata: ad.AnnData, tmp_path) -> None:
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    pd.testing.assert_frame_equal(
-        st.get.regions(ad.read_h5ad(tmp_path / "a.h5ad")), st.get.regions(adata), check_index_type=False
-    )
-
-
-def test_regions_errors(adata: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match=r"st\.tl\.region_graph"):
-        st.get.regions(adata, key="nothing")
+    assert table["contact_length"].tolist() == [2.5, 2.5, 0.0]
+    assert table["attention"].tolist() == [0.1, 0.2, 0.0]
+    assert table.loc["r2", ["x", "y"]].tolist() == [5.0, 6.0]
+    table["area"] = 0.0
+    assert regions.obs["area"].tolist() == [40.0, 20.0, 30.0]
     adata.uns["table"] = pd.DataFrame({"a": [1]})
     with pytest.raises(TypeError, match="DataFrame"):
         st.get.regions(adata, key="table")
 
 
-def test_segments(adata: ad.AnnData) -> None:
+def test_segments_counts_observations_and_averages_confidence(adata: ad.AnnData) -> None:
     table = st.get.segments(adata)
     assert table["segment"].tolist() == ["a", "b", "never"]
     assert table["n_obs"].tolist() == [4, 5, 0]
@@ -80,7 +64,7 @@ def test_segments(adata: ad.AnnData) -> None:
     assert np.isnan(table["confidence"][2])
 
 
-def test_segments_per_section(adata: ad.AnnData) -> None:
+def test_segments_per_section_have_shares_of_each_section(adata: ad.AnnData) -> None:
     table = st.get.segments(adata, library_key="sample").set_index(["library", "segment"])
     assert table.loc[("s1", "a"), "n_obs"] == 4
     assert table.loc[("s1", "b"), "n_obs"] == 2
@@ -88,13 +72,11 @@ def test_segments_per_section(adata: ad.AnnData) -> None:
     assert table["share"].groupby(level="library").sum().tolist() == [1.0, 1.0]
 
 
-def test_segments_of_any_column(make_section: Callable[..., ad.AnnData]) -> None:
+def test_segments_of_any_categorical_column(make_section: Callable[..., ad.AnnData]) -> None:
     section = make_section()
     table = st.get.segments(section, key="band")
     assert table["n_obs"].sum() == section.n_obs
     assert "confidence" not in table
-    with pytest.raises(KeyError, match=r"st\.tl\.segment"):
-        st.get.segments(section)
     section.obs["score"] = np.linspace(0, 1, section.n_obs)
     with pytest.raises(TypeError, match="floating-point numbers, not categories"):
         st.get.segments(section, key="score")

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import matplotlib as mpl
 import numpy as np
 import pytest
+import sklearn.metrics  # noqa: F401 (rich, which it imports, draws from `random` at its import)
 import torch
 from conftest import assert_same
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -46,63 +47,50 @@ def _state() -> dict[str, object]:
     }
 
 
-def _deep_calls(adata, quick_unet, quick_net, folder):
-    return {
-        "segment": lambda: st.tl.segment(adata, 3, library_key="library", params=quick_unet,
-                                         save_model=folder / "m.stx", **HOW),
-        "segment with a model": lambda: st.tl.segment(adata, model=folder / "m.stx", library_key="library",
-                                                      key_added="again", **HOW),
-        "pretrain": lambda: st.tl.pretrain(adata, library_key="library", params=quick_unet,
-                                           save_model=folder / "p.stx", **HOW),
-        "region_graph": lambda: st.tl.region_graph(adata, "segment", library_key="library", max_size=20),
-        "embed": lambda: st.tl.embed(adata, params=quick_net, **HOW),
-        "multitask": lambda: st.tl.multitask(adata, "band", "segment", params=quick_net, key_added="joint", **HOW),
-    }  # fmt: skip
-
-
 @pytest.fixture
-def two_math_threads():
-    """The tests run with one thread of mathematics, and a call that sets one would not show."""
+def two_torch_threads():
+    """Set two threads: the tests run with one, beside which a call that sets one would not show."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
-def test_no_deep_call_changes_the_state_of_the_process(
-    two_math_threads, line, make_section, quick_unet, quick_net, tmp_path, monkeypatch
+def test_calls_change_no_state_of_the_process(
+    two_torch_threads, make_section, quick_unet, quick_net, tmp_path, monkeypatch
 ):
-    seeds_of_cards = []
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds_of_cards.append)  # it waits for the first use of a card
+    cuda_seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", cuda_seeds.append)  # it waits for the first use of a card
     adata = make_section(libraries=2)
     quick_unet |= {"epochs": 1, "steps_per_epoch": 1}
     quick_net |= {"epochs": 1}
     adata.obs["half"] = np.where(adata.obsm["spatial"][:, 0] > 600, "left", "right")
-    calls = _deep_calls(adata, quick_unet, quick_net, tmp_path)
-    net = tmp_path / "n.stx"
-    calls["multitask"] = lambda: st.tl.multitask(adata, "half", "band", params=quick_net, save_model=net, **HOW)
-    calls["distill"] = lambda: st.tl.distill(
-        adata, net, library_key="library", params={"epochs": 1}, save_model=tmp_path / "s.stx", **HOW
-    )
-    for name, call in calls.items():
+    how, unet, net = HOW | {"library_key": "library"}, tmp_path / "m.stx", tmp_path / "n.stx"
+    calls = {
+        "segment": lambda: st.tl.segment(adata, 3, params=quick_unet, save_model=unet, **how),
+        "segment with a model": lambda: st.tl.segment(adata, model=unet, key_added="again", **how),
+        "pretrain": lambda: st.tl.pretrain(adata, params=quick_unet, save_model=tmp_path / "p.stx", **how),
+        "region_graph": lambda: st.tl.region_graph(adata, "segment", library_key="library", max_size=20),
+        "embed": lambda: st.tl.embed(adata, params=quick_net, **HOW),
+        "multitask": lambda: st.tl.multitask(adata, "half", "band", params=quick_net, save_model=net, **HOW),
+        "distill": lambda: st.tl.distill(adata, net, params={"epochs": 1}, save_model=tmp_path / "s.stx", **how),
+    }
+
+    def diverging() -> None:
+        with pytest.raises(ValueError, match="diverged"):
+            st.tl.segment(adata, 3, params=quick_unet | {"lr": 1e30}, **how)
+
+    for name, call in (calls | {"diverging segment": diverging}).items():
         before = _state()
         call()
         after = _state()
         changed = [key for key in before if before[key] != after[key]]
         assert not changed, f"{name} changes {changed}"
-        assert not seeds_of_cards, f"{name} seeds all cards"
-
-
-def test_state_is_given_back_after_an_error(two_math_threads, make_section, quick_unet):
-    adata, before = make_section(), _state()
-    with pytest.raises(ValueError, match="diverged"):
-        st.tl.segment(adata, 3, params={**quick_unet, "lr": 1e30}, **HOW)
-    after = _state()
-    assert [key for key in before if before[key] != after[key]] == []
+        assert not cuda_seeds, f"{name} seeds all cards"
 
 
 @pytest.fixture
-def one_math_thread():
+def one_torch_thread():
     """Sums in one order: how torch and BLAS divide work among threads of their own changes the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -111,10 +99,7 @@ def one_math_thread():
     torch.set_num_threads(before)
 
 
-def test_two_threads_give_the_bits_of_one(one_math_thread, make_section, quick_unet, quick_net):
-    line = make_section(libraries=2)
-    st.tl.segment(line, 3, library_key="library", params=quick_unet, **HOW)
-    st.tl.region_graph(line, library_key="library", max_size=20)
+def test_calls_in_several_threads_equal_calls_in_sequence(one_torch_thread, line, make_section, quick_unet, quick_net):
     sections = [make_section(seed=s) for s in (0, 1)]
     jobs = [
         lambda: st.tl.segment(sections[0], 3, params=quick_unet, random_state=1, copy=True, **HOW),
@@ -134,8 +119,8 @@ def test_two_threads_give_the_bits_of_one(one_math_thread, make_section, quick_u
     assert [key for key in before if before[key] != after[key]] == []
 
 
-def test_a_thread_with_other_coordinates_does_not_change_the_raster_of_this_one(make_section, monkeypatch):
-    class Shared(dict):
+def test_raster_cache_written_by_another_thread_changes_no_result(make_section, monkeypatch):
+    class WrittenByOthers(dict):
         """What calls remember, into which another thread writes at once."""
 
         def __setitem__(self, key, made):
@@ -144,11 +129,17 @@ def test_a_thread_with_other_coordinates_does_not_change_the_raster_of_this_one(
 
     adata = make_section()
     expected = st.tl.region_graph(adata, "band", copy=True)
-    monkeypatch.setattr("stxtools._data.sections._CACHE", Shared())
+    monkeypatch.setattr("stxtools._data.sections._CACHE", WrittenByOthers())
     assert_same(expected, st.tl.region_graph(adata, "band", copy=True))
 
 
-_BETWEEN = """
+def _run(script: str, **env: str) -> None:
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+_NUMBA_BETWEEN = """
 import numba, numpy as np, torch
 import stxtools as st
 
@@ -163,13 +154,11 @@ assert (st.tl.segment(adata, 2, **how).obsm["X_unet"] == first.obsm["X_unet"]).a
 """
 
 
-def test_threads_of_numba_between_two_calls_change_no_bit() -> None:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", _BETWEEN], capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stderr
+def test_numba_threads_started_between_two_calls_change_no_result() -> None:
+    _run(_NUMBA_BETWEEN, OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="2")
 
 
-_FIRST = """
+_FIRST_LIGHTNING = """
 import logging, torch
 import stxtools as st
 
@@ -188,9 +177,8 @@ assert levels() == before, (before, levels())
 """
 
 
-def test_first_use_of_lightning_leaves_the_levels_of_loggers() -> None:
-    done = subprocess.run([sys.executable, "-c", _FIRST], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_first_import_of_lightning_keeps_the_levels_of_loggers() -> None:
+    _run(_FIRST_LIGHTNING)
 
 
 def _blas_threads() -> int:
@@ -198,7 +186,7 @@ def _blas_threads() -> int:
 
 
 @pytest.mark.parametrize(("before", "within"), [(16, 4), (2, 2)])
-def test_calls_take_few_blas_threads_and_give_the_others_back(before: int, within: int) -> None:
+def test_calls_limit_blas_threads_and_restore_them(before: int, within: int) -> None:
     @progress_bar()
     def call() -> int:
         return _blas_threads()

@@ -16,18 +16,9 @@ import stxtools as st
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {
-    "lightning",
-    "matplotlib",
-    "numba",
-    "scanpy",
-    "seaborn",
-    "skimage",
-    "sklearn",
-    "spatialdata",
-    "squidpy",
-    "torch",
+    "lightning", "matplotlib", "numba", "scanpy", "seaborn", "skimage", "sklearn", "spatialdata", "squidpy", "torch",
     "torch_geometric",
-}
+}  # fmt: skip
 
 
 def _packages_after(statement: str) -> set[str]:
@@ -38,7 +29,7 @@ def _packages_after(statement: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def with_anndata() -> set[str]:
-    """Return what ``import anndata`` alone brings: that is not ours to answer for."""
+    """Return the packages that ``import anndata`` alone loads."""
     return _packages_after("import anndata")
 
 
@@ -50,44 +41,46 @@ def with_anndata() -> set[str]:
         "from stxtools import datasets, get, pl, pp, tl; dir(pp), dir(tl), dir(pl), dir(get), dir(datasets)",
     ],
 )
-def test_import_is_cheap(statement: str, with_anndata: set[str]) -> None:
+def test_import_loads_no_heavy_package(statement: str, with_anndata: set[str]) -> None:
     assert (_packages_after(statement) - with_anndata) & HEAVY == set()
 
 
-@pytest.mark.parametrize("how", ["model={model!r}", "n_segments=2, accelerator='cpu'"])
-def test_segmenting_imports_neither_lightning_nor_a_compiler(how: str, tmp_path: Path, with_anndata: set[str]) -> None:
-    """They take longer to import than a section takes to segment."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a section, a segmenter and a student."""
+    at = tmp_path_factory.mktemp("models")
     adata = st.datasets.synthetic_tissue(n_obs=300, random_state=0, show_progress=False)
-    adata.write_h5ad(tmp_path / "section.h5ad")
-    st.tl.segment(adata, n_segments=2, save_model=tmp_path / "tissue.stx", params={"epochs": 1, "pretrain": "none"})
-    section, model = str(tmp_path / "section.h5ad"), str(tmp_path / "tissue.stx")
-    new = _packages_after(
-        f"import anndata, stxtools as st; adata = anndata.read_h5ad({section!r}); "
-        f"st.tl.segment(adata, {how.format(model=model)}, show_progress=False); assert 'segment' in adata.obs"
-    )
-    assert "torch" in new
-    assert (new - with_anndata) & {"lightning", "scanpy", "sklearn", "squidpy", "sympy"} == set()
-
-
-def test_applying_a_student_imports_nothing_of_its_teacher(tmp_path: Path, with_anndata: set[str]) -> None:
-    adata = st.datasets.synthetic_tissue(n_obs=300, random_state=0, show_progress=False)
-    adata.write_h5ad(tmp_path / "section.h5ad")
+    adata.write_h5ad(at / "section.h5ad")
+    how = {"params": {"epochs": 1, "pretrain": "none"}, "show_progress": False}
+    st.tl.segment(adata, n_segments=2, save_model=at / "tissue.stx", **how)
     st.tl.region_graph(adata, "compartment", max_size=20)
-    net, model = tmp_path / "net.stx", str(tmp_path / "student.stx")
-    st.tl.multitask(
-        adata, "disease", save_model=net, ensemble=["network", "linear"], params={"epochs": 1, "pretrain": "none"}
-    )
-    st.tl.distill(adata, net, save_model=model, params={"epochs": 1})
-    section = str(tmp_path / "section.h5ad")
+    st.tl.multitask(adata, "disease", save_model=at / "net.stx", ensemble=["network", "linear"], **how)
+    st.tl.distill(adata, at / "net.stx", save_model=at / "student.stx", params={"epochs": 1}, show_progress=False)
+    return at
+
+
+@pytest.mark.parametrize(
+    ("call", "written"),
+    [
+        ("segment(adata, model={folder!r} + '/tissue.stx')", "segment"),
+        ("segment(adata, n_segments=2, accelerator='cpu')", "segment"),
+        ("multitask(adata, 'disease', model={folder!r} + '/student.stx')", "disease_pred"),
+    ],
+)
+def test_segment_and_students_import_no_slow_package(
+    call: str, written: str, folder: Path, with_anndata: set[str]
+) -> None:
+    """Lightning and a compiler take longer to import than a section takes to segment."""
     new = _packages_after(
-        f"import anndata, stxtools as st; adata = anndata.read_h5ad({section!r}); "
-        f"st.tl.multitask(adata, 'disease', model={model!r}); assert 'disease_pred' in adata.obs"
+        f"import anndata, stxtools as st; adata = anndata.read_h5ad({str(folder / 'section.h5ad')!r}); "
+        f"st.tl.{call.format(folder=str(folder))}; assert {written!r} in adata.obs"
     )
     assert "torch" in new
-    assert (new - with_anndata) & {"lightning", "scanpy", "sklearn", "squidpy", "sympy", "torch_geometric"} == set()
+    slow = {"lightning", "scanpy", "sklearn", "squidpy", "sympy", "torch_geometric"}
+    assert (new - with_anndata) & slow == set()
 
 
-def test_graph_networks_are_imported_without_a_warning() -> None:
+def test_import_of_graph_networks_emits_no_deprecation_warning() -> None:
     """That of PyTorch Geometric calls what torch names deprecated, in a category by its version."""
     error = "error:`torch.jit.script` is deprecated:"
     options = ["-W", f"{error}DeprecationWarning", "-W", f"{error}FutureWarning"]
@@ -95,7 +88,7 @@ def test_graph_networks_are_imported_without_a_warning() -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def test_unknown_attribute_is_an_attribute_error() -> None:
+def test_unknown_attribute_raises() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = st.nonsense
 
@@ -108,7 +101,7 @@ def test_version_is_the_installed_one() -> None:
     assert st.__version__ == installed
 
 
-def test_types_are_shipped() -> None:
+def test_package_ships_py_typed() -> None:
     assert (Path(st.__file__).parent / "py.typed").is_file()
 
 
@@ -120,7 +113,7 @@ def test_import_contracts_hold() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_modules_have_no_circular_imports() -> None:
     grimp = pytest.importorskip("grimp", reason="grimp is not installed (dependency group 'lint')")
     graph = grimp.build_graph("stxtools", exclude_type_checking_imports=True, cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}

@@ -58,7 +58,7 @@ FEATURES = [
 ]
 
 
-def _by_hand() -> dict[str, str]:
+def _expected_labels() -> dict[str, str]:
     labels = {f"{c}-{r}": "Drüsengewebe" for c in range(5) for r in range(5) if (c, r) != (2, 2)}
     labels |= {f"{c}-{r}": "Fett" for c in (4, 5, 6) for r in (0, 1)}
     labels |= {"8-8": "Nekrose", "0-9": "Nekrose"}
@@ -77,7 +77,7 @@ def _write(path: Path, content: Any) -> Path:
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("collection", [True, False])
-def test_qupath(tmp_path: Path, scale: float, collection: bool) -> None:
+def test_qupath_geojson_labels_the_spots_in_its_shapes(tmp_path: Path, scale: float, collection: bool) -> None:
     features = json.loads(json.dumps(FEATURES), parse_float=float)
     for feature in features:
         feature["geometry"]["coordinates"] = _scaled(feature["geometry"]["coordinates"], scale)
@@ -85,7 +85,7 @@ def test_qupath(tmp_path: Path, scale: float, collection: bool) -> None:
     adata = _grid()
     with pytest.warns(UserWarning, match="^2 observations lie in shapes of several names"):
         st.io.read_annotations(adata, _write(tmp_path / "Präparat.geojson", content), scale=scale)
-    assert _labels(adata) == _by_hand()
+    assert _labels(adata) == _expected_labels()
     assert isinstance(adata.obs["annotation"].dtype, pd.CategoricalDtype)
     names = list(adata.obs["annotation"].cat.categories)
     assert adata.uns["annotation_colors"][names.index("Drüsengewebe")] == "#ff0010"
@@ -100,7 +100,7 @@ def _scaled(value: Any, scale: float) -> Any:
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("kind", ["lattice", "turned", "doubled", "cells"])
-def test_what_was_written_comes_back_equal(tmp_path: Path, scale: float, kind: str) -> None:
+def test_written_annotations_are_read_back_equal(tmp_path: Path, scale: float, kind: str) -> None:
     rng = np.random.default_rng(0)
     adata = ad.AnnData(np.ones((400, 2), dtype=np.float32)) if kind == "cells" else _grid()
     if kind == "turned":
@@ -119,38 +119,30 @@ def test_what_was_written_comes_back_equal(tmp_path: Path, scale: float, kind: s
     assert list(adata.uns["annotation_colors"]) == adata.uns["truth_colors"]
     features = json.loads((tmp_path / "truth.geojson").read_text(encoding="utf-8"))["features"]
     assert {f["properties"]["objectType"] for f in features} == {"annotation"}
-    assert {tuple(f["properties"]["classification"]["color"]) for f in features} == {
-        (170, 0, 0),
-        (0, 187, 0),
-        (0, 0, 204),
-    }
+    colors = {tuple(f["properties"]["classification"]["color"]) for f in features}
+    assert colors == {(170, 0, 0), (0, 187, 0), (0, 0, 204)}
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "#Selection name: Läsion\n#Area (µm^2): 400.0\nX,Y\n-5,-5\n15,-5\n15,5\n-5,5\n-5,-5\n",
-            {"0-0": "Läsion", "1-0": "Läsion"},
-        ),
-        (
-            "#Selection names: A, B\n#Areas (µm^2): 1,1\n"
-            "Selection,X,Y\nA,-5,-5\nA,5,-5\nA,5,5\nB,15,-5\nB,25,-5\nB,25,5\n",
-            {"0-0": "A", "2-0": "B"},
-        ),
+        ("#Selection name: Läsion\n#Area (µm^2): 400.0\nX,Y\n-5,-5\n15,-5\n15,5\n-5,5\n-5,-5\n",
+         {"0-0": "Läsion", "1-0": "Läsion"}),
+        ("#Selection names: A, B\n#Areas (µm^2): 1,1\nSelection,X,Y\nA,-5,-5\nA,5,-5\nA,5,5\nB,15,-5\nB,25,-5\nB,25,5",
+         {"0-0": "A", "2-0": "B"}),
         ("#Selection name: Rand\n#Area (µm^2): 9\nCell ID,Cluster\n3-3,1\n4-4,2\n", {"3-3": "Rand", "4-4": "Rand"}),
         ("Barcode,Pathologie\n0-0,Tumor\n1-0,\n2-0,Stroma\nnowhere-1,Stroma\n", {"0-0": "Tumor", "2-0": "Stroma"}),
         ("Barcode,Cluster\n0-0,1\n1-0,\n2-0,02\n", {"0-0": "1", "2-0": "02"}),  # numbers beside an empty cell
     ],
-)
-def test_csv_of_xenium_explorer_and_loupe_browser(tmp_path: Path, text: str, expected: dict[str, str]) -> None:
+)  # fmt: skip
+def test_csv_of_xenium_explorer_and_loupe_browser_is_read(tmp_path: Path, text: str, expected: dict[str, str]) -> None:
     (tmp_path / "export.csv").write_text(text, encoding="utf-8")
     adata = _grid()
     st.io.read_annotations(adata, tmp_path / "export.csv", key_added="labels")
     assert _labels(adata, "labels") == expected
 
 
-def test_a_file_of_one_of_two_sections(tmp_path: Path) -> None:
+def test_library_reads_and_writes_one_of_two_sections(tmp_path: Path) -> None:
     both = ad.concat({"one": _grid(), "two": _grid()}, label="section", index_unique=" ")
     both.obsm["spatial"] = np.c_[both.obsm["spatial"], np.repeat([0.0, 10.0], SIDE**2)]  # a stack: z of each section
     slide = _write(tmp_path / "a.geojson", _feature("Polygon", [_box(-5, -5, 15, 5)], _class("Tumor")))
@@ -168,7 +160,7 @@ def test_a_file_of_one_of_two_sections(tmp_path: Path) -> None:
         st.io.write_annotations(both, "again", tmp_path / "d.geojson", library_key="section", library="one")
 
 
-def test_barcodes_of_joined_sections(tmp_path: Path) -> None:
+def test_barcodes_with_a_suffix_of_joined_sections_are_matched(tmp_path: Path) -> None:
     adata = _grid()
     adata.obs_names = [f"{name}-1-slide" for name in ("A" * (i + 1) + "C" for i in range(adata.n_obs))]
     (tmp_path / "loupe.csv").write_text("Barcode,Graph\nAC-1,Tumor\nAAAC-1,Fett\n")
@@ -196,7 +188,7 @@ def test_barcodes_of_joined_sections(tmp_path: Path) -> None:
         ("absent.csv", None, FileNotFoundError, "no file"),
     ],
 )
-def test_errors_leave_the_anndata_alone(
+def test_unreadable_annotations_raise_and_change_nothing(
     tmp_path: Path, name: str, text: str | None, error: type[Exception], match: str
 ) -> None:
     if text is not None:
@@ -208,7 +200,7 @@ def test_errors_leave_the_anndata_alone(
     assert set(adata.uns) == {"spatial"}
 
 
-def test_a_column_of_the_users_is_not_lost(tmp_path: Path) -> None:
+def test_column_of_the_user_is_not_overwritten(tmp_path: Path) -> None:
     adata = _grid()
     adata.obs["annotation"] = "mine"
     slide = _write(tmp_path / "a.geojson", _feature("Polygon", [_box(-5, -5, 15, 5)], _class("Tumor")))

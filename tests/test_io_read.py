@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,6 @@ from PIL import Image
 from scipy import sparse
 
 import stxtools as st
-from stxtools.__main__ import main
 
 READS_BY_DTYPE = pytest.mark.xfail(
     Version(ad.__version__) >= Version("0.13"),
@@ -26,7 +26,7 @@ READS_BY_DTYPE = pytest.mark.xfail(
 )
 
 
-def _checked(folder: Path, names: list[str], xy: np.ndarray, library: str) -> ad.AnnData:
+def _read_and_check(folder: Path, names: list[str], xy: np.ndarray, library: str) -> ad.AnnData:
     adata = st.io.read(folder)
     assert list(adata.obs_names) == names
     assert list(adata.var_names) == list(folders.GENES)
@@ -50,11 +50,11 @@ def _check_image(adata: ad.AnnData, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("outs", [True, False])
-def test_visium(tmp_path: Path, outs: bool) -> None:
+def test_visium_folder_is_read(tmp_path: Path, outs: bool) -> None:
     folder = tmp_path / "run" / "outs" if outs else tmp_path / "run"
     spots = folders.visium(folder)
     xy = spots[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
-    adata = _checked(tmp_path / "run", list(spots["barcode"]), xy, "V1_Human")
+    adata = _read_and_check(tmp_path / "run", list(spots["barcode"]), xy, "V1_Human")
     assert list(adata.obs["array_col"]) == list(spots["array_col"])
     assert adata.uns["spatial"]["V1_Human"]["scalefactors"]["spot_diameter_fullres"] == 55.0
     assert adata.uns["spatial"]["V1_Human"]["metadata"]["chemistry_description"] == "Visium V4 Slide"
@@ -63,10 +63,10 @@ def test_visium(tmp_path: Path, outs: bool) -> None:
     assert_equal(st.io.read(tmp_path / "section.h5ad"), adata)
 
 
-def test_visium_hd(tmp_path: Path) -> None:
+def test_visium_hd_folder_is_read_at_a_bin_size(tmp_path: Path) -> None:
     bins = folders.visium_hd(tmp_path / "Kolon" / "outs")
     xy = bins[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy()
-    adata = _checked(tmp_path / "Kolon", list(bins["barcode"]), xy, "Kolon")
+    adata = _read_and_check(tmp_path / "Kolon", list(bins["barcode"]), xy, "Kolon")
     assert adata.uns["spatial"]["Kolon"]["scalefactors"]["microns_per_pixel"] == 0.5
     _check_image(adata, tmp_path)
     assert st.io.read(tmp_path / "Kolon", bin_size=16).n_obs == 9
@@ -79,20 +79,20 @@ def test_visium_hd(tmp_path: Path) -> None:
         st.io.read(tmp_path / "Kolon", bin_size=2)
 
 
-def test_xenium(tmp_path: Path) -> None:
+def test_xenium_folder_is_read(tmp_path: Path) -> None:
     cells = folders.xenium(tmp_path / "output")
     xy = cells[["x_centroid", "y_centroid"]].to_numpy()
-    adata = _checked(tmp_path / "output", list(cells["cell_id"]), xy, "Region_1")
+    adata = _read_and_check(tmp_path / "output", list(cells["cell_id"]), xy, "Region_1")
     assert adata.uns["spatial"]["Region_1"]["metadata"]["unit"] == "micron"
     assert adata.uns["spatial"]["Region_1"]["metadata"]["pixel_size"] == 0.2125
     assert list(adata.obs["cell_area"]) == [30.0] * 5
 
 
 @READS_BY_DTYPE
-def test_merscope(tmp_path: Path) -> None:
+def test_merscope_folder_is_read(tmp_path: Path) -> None:
     cells = folders.merscope(tmp_path / "region_0")
     xy = cells[["center_x", "center_y"]].to_numpy()
-    adata = _checked(tmp_path / "region_0", list(cells["EntityID"]), xy, "region_0")
+    adata = _read_and_check(tmp_path / "region_0", list(cells["EntityID"]), xy, "region_0")
     assert adata.uns["spatial"]["region_0"]["metadata"]["unit"] == "micron"
     adata.write_zarr(tmp_path / "section.zarr")
     assert_equal(st.io.read(tmp_path / "section.zarr"), adata)
@@ -100,23 +100,23 @@ def test_merscope(tmp_path: Path) -> None:
 
 @READS_BY_DTYPE
 @pytest.mark.parametrize(("millimetres", "scale"), [(True, 0.12), (False, 1.0)])
-def test_cosmx(tmp_path: Path, millimetres: bool, scale: float) -> None:
+def test_cosmx_folder_is_read_in_microns_or_pixels(tmp_path: Path, millimetres: bool, scale: float) -> None:
     cells = folders.cosmx(tmp_path / "Lung5", millimetres=millimetres)
     names = [f"{cell}_{fov}" for cell, fov in zip(cells["cell_ID"], cells["fov"], strict=True)]
     xy = cells[["CenterX_global_px", "CenterY_global_px"]].to_numpy() * scale
-    adata = _checked(tmp_path / "Lung5", names, xy, "Lung")
+    adata = _read_and_check(tmp_path / "Lung5", names, xy, "Lung")
     assert adata.uns["spatial"]["Lung"]["metadata"]["unit"] == ("micron" if millimetres else "pixel")
     assert adata.obsm["blank"].columns.tolist() == ["NegPrb1", "SystemControl2"]
     assert (adata.obsm["blank"] == [1, 2]).all(axis=None)
 
 
-def test_spatialdata(tmp_path: Path, make_section: Callable[..., ad.AnnData]) -> None:
+def test_spatialdata_zarr_is_read(tmp_path: Path, make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("hex", 6, 6)
     st.io.to_spatialdata(adata).write(tmp_path / "section.zarr")
     assert_equal(st.io.read(tmp_path / "section.zarr"), adata)
 
 
-def test_a_section_name_that_no_file_can_hold(tmp_path: Path) -> None:
+def test_section_name_with_a_slash_is_replaced(tmp_path: Path) -> None:
     folders.xenium(tmp_path / "output")
     path = tmp_path / "output" / "experiment.xenium"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"region_name": "Region 1/2"}))
@@ -125,7 +125,7 @@ def test_a_section_name_that_no_file_can_hold(tmp_path: Path) -> None:
 
 
 @READS_BY_DTYPE
-def test_hidden_files_of_macos(tmp_path: Path) -> None:
+def test_hidden_files_of_macos_are_ignored(tmp_path: Path) -> None:
     folders.cosmx(tmp_path / "Lung5")
     (tmp_path / "Lung5" / "._Lung_exprMat_file.csv").write_bytes(b"\0")
     assert list(st.io.read(tmp_path / "Lung5").uns["spatial"]) == ["Lung"]
@@ -136,54 +136,60 @@ def test_hidden_files_of_macos(tmp_path: Path) -> None:
         st.io.read(tmp_path / "visium")
 
 
-def test_sections_in_one_folder_are_not_mixed(tmp_path: Path) -> None:
+def test_several_sections_in_one_folder_raise(tmp_path: Path) -> None:
     folders.cosmx(tmp_path)
     (tmp_path / "Colon_exprMat_file.csv").write_text("fov,cell_ID\n")
     with pytest.raises(ValueError, match=r"several sections \('Colon_exprMat_file\.csv', 'Lung_exprMat_file\.csv'\)"):
         st.io.read(tmp_path)
 
 
-def test_the_command_line_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inputs = ["--input", str(tmp_path / "one" / "outs"), str(tmp_path / "two" / "outs")]
-    for name in ("one", "two"):
-        folders.visium(tmp_path / name / "outs")
-    assert main(["run", *inputs, "--out", str(tmp_path / "results"), "--groupby", "nothing"]) == 2
+def test_command_line_accepts_vendor_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [str(tmp_path / name / "outs") for name in ("one", "two")]
+    for folder in inputs:
+        folders.visium(Path(folder))
+    arguments = ["run", "--input", *inputs, "--out", str(tmp_path / "results"), "--groupby", "nothing"]
+    monkeypatch.setattr(sys, "argv", ["stxtools", *arguments])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_module("stxtools", run_name="__main__")
     assert "array_row, array_col, library" in capsys.readouterr().err.replace("'", "")
 
 
-def test_what_is_none_of_these_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("vendor", "absent", "match"),
+    [
+        ("xenium", "cells.parquet", "output of xenium; is it complete"),
+        ("visium", "spatial/scalefactors_json.json", r"scalefactors_json\.json.* complete"),
+        ("merscope", "cell_metadata.csv", r"output of merscope; is it complete.*no table"),
+    ],
+)
+def test_incomplete_vendor_folder_raises(tmp_path: Path, vendor: str, absent: str, match: str) -> None:
+    getattr(folders, vendor)(tmp_path / "output")
+    (tmp_path / "output" / absent).unlink()
+    with pytest.raises(ValueError, match=match):
+        st.io.read(tmp_path / "output")
+
+
+def test_unknown_or_missing_input_raises(tmp_path: Path) -> None:
+    for name in ("packed/Lung_exprMat_file.csv.gz", "broken.zarr/zarr.json", "output/matrix.h5"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
     with pytest.raises(FileNotFoundError, match="no file"):
         st.io.read(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"Space Ranger .* Xenium .* MERSCOPE .* CosMx"):
-        st.io.read(tmp_path)
-    for name in ("", "a\0b"):
-        with pytest.raises(ValueError, match="cannot name a file"):
-            st.io.read(name)
-    folders.xenium(tmp_path / "output")
-    with pytest.raises(ValueError, match=r"neither \.h5ad nor \.zarr.*folder that it lies in"):
-        st.io.read(tmp_path / "output" / "cell_feature_matrix.h5")
-    (tmp_path / "output" / "cells.parquet").unlink()
-    with pytest.raises(ValueError, match="output of xenium; is it complete"):
-        st.io.read(tmp_path / "output")
-    folders.visium(tmp_path / "visium")
-    (tmp_path / "visium" / "spatial" / "scalefactors_json.json").unlink()
-    with pytest.raises(ValueError, match=r"scalefactors_json\.json.* complete"):
-        st.io.read(tmp_path / "visium")
-    folders.merscope(tmp_path / "region")
-    (tmp_path / "region" / "cell_metadata.csv").unlink()
-    with pytest.raises(ValueError, match=r"output of merscope; is it complete.*no table"):
-        st.io.read(tmp_path / "region")
-    (tmp_path / "packed").mkdir()
-    (tmp_path / "packed" / "Lung_exprMat_file.csv.gz").touch()
-    with pytest.raises(ValueError, match=r"Unpack its \.csv\.gz"):
-        st.io.read(tmp_path / "packed")
-    (tmp_path / "broken.zarr").mkdir()
-    (tmp_path / "broken.zarr" / "zarr.json").write_text("{}")
-    with pytest.raises(ValueError, match="is it complete"):
-        st.io.read(tmp_path / "broken.zarr")
+    for path, match in (
+        ("", "cannot name a file"),
+        ("a\0b", "cannot name a file"),
+        (tmp_path, r"Space Ranger .* Xenium .* MERSCOPE .* CosMx"),
+        (tmp_path / "packed", r"Unpack its \.csv\.gz"),
+        (tmp_path / "broken.zarr", "is it complete"),
+        (tmp_path / "output" / "matrix.h5", r"neither \.h5ad nor \.zarr.*folder that it lies in"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            st.io.read(path)
 
 
-def test_without_spatialdata_io_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_spatialdata_io_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders.merscope(tmp_path / "region_0")
     monkeypatch.setitem(sys.modules, "spatialdata_io", None)
     with pytest.raises(ImportError, match=r"pip install \"stxtools\[io\]\""):

@@ -33,7 +33,7 @@ def _through_zarr(adata: ad.AnnData, folder: Path, library_key: str | None = Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dlpfc_151673", "xenium_breast_idc"])
-def test_a_real_section_comes_back_equal(name: str, real_section: Callable[[str], ad.AnnData], tmp_path: Path) -> None:
+def test_real_section_survives_zarr(name: str, real_section: Callable[[str], ad.AnnData], tmp_path: Path) -> None:
     whole = real_section(name)
     part = np.argsort(whole.obsm["spatial"][:, 1])[:900]  # connected
     adata = _with_results(whole[part].copy())
@@ -49,13 +49,13 @@ def two_sections(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
     return _with_results(adata, "library")
 
 
-def test_two_sections_come_back_equal(two_sections: ad.AnnData, tmp_path: Path) -> None:
+def test_two_sections_survive_spatialdata(two_sections: ad.AnnData, tmp_path: Path) -> None:
     before = two_sections.copy()
     assert_equal(_through_zarr(two_sections, tmp_path), two_sections)
     assert_equal(two_sections, before)
 
 
-def test_a_part_of_what_was_segmented(two_sections: ad.AnnData) -> None:
+def test_subset_of_segmented_sections_is_converted(two_sections: ad.AnnData) -> None:
     one = two_sections[two_sections.obs["library"] == "lib0"].copy()
     sdata = st.io.to_spatialdata(one)
     mask = two_sections.uns["segment"]["masks"]["lib0"]["image"]
@@ -64,13 +64,13 @@ def test_a_part_of_what_was_segmented(two_sections: ad.AnnData) -> None:
     assert {"segment_lib0", "segment_lib1"} <= set(st.io.to_spatialdata(two_sections, False).labels), "all in one"
 
 
-def test_no_element_is_lost_to_another_of_its_name(two_sections: ad.AnnData) -> None:
+def test_elements_of_equal_names_raise(two_sections: ad.AnnData) -> None:
     two_sections.uns["observations"] = two_sections.uns.pop("segment")
     with pytest.raises(ValueError, match="Two elements would have the name 'observations_lib0'"):
         st.io.to_spatialdata(two_sections, "library")
 
 
-def test_elements_lie_where_the_observations_are(two_sections: ad.AnnData) -> None:
+def test_labels_and_shapes_lie_at_the_observations(two_sections: ad.AnnData) -> None:
     sdata = st.io.to_spatialdata(two_sections)
     assert {"segment_lib0", "segment_lib1"} <= set(sdata.labels)
     assert {"observations_lib0", "segment_regions_lib0"} <= set(sdata.shapes)
@@ -95,7 +95,7 @@ def test_elements_lie_where_the_observations_are(two_sections: ad.AnnData) -> No
     assert shapes.geometry.union_all().area == pytest.approx(shapes.geometry.area.sum())  # nothing overlaps
 
 
-def test_the_converter_of_spatialdata_io_takes_results(two_sections: ad.AnnData) -> None:
+def test_converter_of_spatialdata_io_accepts_results(two_sections: ad.AnnData) -> None:
     from spatialdata_io.experimental import from_legacy_anndata
 
     sdata = from_legacy_anndata(two_sections)
@@ -103,18 +103,19 @@ def test_the_converter_of_spatialdata_io_takes_results(two_sections: ad.AnnData)
     assert "lib0_hires" in sdata.images
 
 
-def _times(factor: float) -> dict[str, Scale]:
+def _scaled_by(factor: float) -> dict[str, Scale]:
     return {"global": Scale([factor, factor], axes=("x", "y"))}
 
 
-def _foreign(adata: ad.AnnData, *, by_labels: bool = False) -> sd.SpatialData:
+def _of_another_program(adata: ad.AnnData, *, by_labels: bool = False) -> sd.SpatialData:
     """Lay a section out as another program might: cells in another unit and order, images that fit and others."""
     xy, cells = adata.obsm["spatial"], np.arange(adata.n_obs)[::-1] + 1
     table = ad.AnnData(adata.X.copy(), obs=adata.obs[["band"]].copy(), var=adata.var.copy())
     table.obs["region"], table.obs["cell"] = pd.Categorical(["cells"] * adata.n_obs), cells
     pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 50), dtype=np.uint8)
     turn = {"global": Affine([[0, -1, 0], [1, 0, 0], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))}
-    images = {"he_hires": (pixels, _times(10)), "turned": (pixels, turn), "channels": (np.zeros((5, 8, 8)), _times(1))}
+    empty = np.zeros((5, 8, 8))
+    images = {"he_hires": (pixels, _scaled_by(10)), "turned": (pixels, turn), "channels": (empty, _scaled_by(1))}
     out = sd.SpatialData(
         images={k: Image2DModel.parse(v, dims=("c", "y", "x"), transformations=t) for k, (v, t) in images.items()},
         tables={"cells_table": TableModel.parse(table, region="cells", region_key="region", instance_key="cell")},
@@ -122,17 +123,17 @@ def _foreign(adata: ad.AnnData, *, by_labels: bool = False) -> sd.SpatialData:
     if by_labels:
         mask = np.zeros((400, 500), dtype=np.int32)
         mask[tuple(np.rint(xy[:, ::-1] / 4).astype(int).T)] = cells
-        out["cells"] = Labels2DModel.parse(mask, dims=("y", "x"), transformations=_times(4))
+        out["cells"] = Labels2DModel.parse(mask, dims=("y", "x"), transformations=_scaled_by(4))
     else:
         out["cells"] = ShapesModel.parse(
-            xy[::-1] / 2, geometry=0, radius=3.0, index=pd.Index(cells[::-1]), transformations=_times(2)
+            xy[::-1] / 2, geometry=0, radius=3.0, index=pd.Index(cells[::-1]), transformations=_scaled_by(2)
         )
     return out
 
 
-def test_positions_and_images_of_another_program(make_section: Callable[..., ad.AnnData]) -> None:
+def test_from_spatialdata_reads_positions_and_images_of_other_programs(make_section: Callable[..., ad.AnnData]) -> None:
     source = make_section("square", 9, 9)
-    sdata = _foreign(source)
+    sdata = _of_another_program(source)
     adata = st.io.from_spatialdata(sdata, "cells_table")
     np.testing.assert_allclose(adata.obsm["spatial"], source.obsm["spatial"])
     assert set(adata.uns["spatial"]["cells"]["images"]) == {"hires"}
@@ -140,12 +141,12 @@ def test_positions_and_images_of_another_program(make_section: Callable[..., ad.
     np.testing.assert_array_equal(
         adata.uns["spatial"]["cells"]["images"]["hires"], np.moveaxis(sdata["he_hires"].to_numpy(), 0, -1)
     )
-    by_labels = st.io.from_spatialdata(_foreign(source, by_labels=True), "cells_table")
+    by_labels = st.io.from_spatialdata(_of_another_program(source, by_labels=True), "cells_table")
     np.testing.assert_allclose(by_labels.obsm["spatial"], source.obsm["spatial"], atol=2.1)  # half a pixel of 4
 
 
-def test_a_call_writes_into_the_table_and_nowhere_else(make_section: Callable[..., ad.AnnData]) -> None:
-    sdata = _foreign(make_section("square", 9, 9))
+def test_call_on_spatialdata_writes_only_to_the_table(make_section: Callable[..., ad.AnnData]) -> None:
+    sdata = _of_another_program(make_section("square", 9, 9))
     before = sdata["cells_table"].copy()
     out = st.tl.segment(sdata, 2, params=QUICK, table_key="cells_table", copy=True)
     assert_equal(sdata["cells_table"], before)
@@ -163,9 +164,9 @@ def test_a_call_writes_into_the_table_and_nowhere_else(make_section: Callable[..
     )
 
 
-def test_errors_name_what_there_is(make_section: Callable[..., ad.AnnData]) -> None:
+def test_wrong_table_or_coordinate_system_raises(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("square", 9, 9)
-    sdata = _foreign(adata)
+    sdata = _of_another_program(adata)
     with pytest.raises(KeyError, match=r"table_key='table'.*'cells_table'"):
         st.tl.segment(sdata)
     with pytest.raises(ValueError, match=r"coordinate_system='microns'.*'global'"):

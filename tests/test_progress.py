@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from stxtools._progress import progress, progress_bar, stage
 CPU = {"accelerator": "cpu", "show_progress": True}
 
 
-class Bar:
-    """What tqdm is asked for."""
+class RecordedBar:
+    """Stands for tqdm and records its calls."""
 
     def __init__(self) -> None:
         self.n, self.path, self.names, self.closed = 0.0, [0.0], [], False
@@ -31,29 +32,27 @@ class Bar:
     def set_description_str(self, text: str, refresh: bool = True) -> None:
         self.names.append(text)
 
-    def set_postfix(self, notes: dict[str, Any], refresh: bool = True) -> None:
-        pass
+    def set_postfix(self, notes: dict[str, Any], refresh: bool = True) -> None: ...
 
-    def refresh(self) -> None:
-        pass
+    def refresh(self) -> None: ...
 
     def close(self) -> None:
         self.closed = True
 
 
 @pytest.fixture
-def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
-    opened: list[Bar] = []
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[RecordedBar]:
+    opened: list[RecordedBar] = []
 
-    def open_bar() -> Bar:
-        opened.append(Bar())
+    def open_bar() -> RecordedBar:
+        opened.append(RecordedBar())
         return opened[-1]
 
     monkeypatch.setattr("stxtools._progress._open_bar", open_bar)
     return opened
 
 
-def test_one_bar_goes_through_all_stages(bars: list[Bar], make_section: Callable[..., ad.AnnData]) -> None:
+def test_one_bar_covers_all_stages_of_segment(bars: list[RecordedBar], make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section()
     st.tl.segment(adata, 3, params=QUICK_UNET, **CPU)
     (bar,) = bars
@@ -66,7 +65,7 @@ def test_one_bar_goes_through_all_stages(bars: list[Bar], make_section: Callable
     assert len(set(inside)) >= sum(QUICK_UNET[k] for k in ("epochs", "pretrain_epochs"))
 
 
-def test_a_call_in_a_call_opens_no_second_bar(bars: list[Bar], make_section: Callable[..., ad.AnnData]) -> None:
+def test_nested_call_opens_no_second_bar(bars: list[RecordedBar], make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section()
     st.tl.segment(adata, 3, params=QUICK_UNET, **CPU)
     bars.clear()
@@ -86,8 +85,8 @@ def test_a_call_in_a_call_opens_no_second_bar(bars: list[Bar], make_section: Cal
         lambda a: st.pp.align(a, library_key="library"),
     ],
 )
-def test_short_calls_have_one_too(
-    bars: list[Bar], line: ad.AnnData, monkeypatch: pytest.MonkeyPatch, call: Callable[[ad.AnnData], Any]
+def test_call_opens_one_bar_and_closes_it(
+    bars: list[RecordedBar], line: ad.AnnData, monkeypatch: pytest.MonkeyPatch, call: Callable[[ad.AnnData], Any]
 ) -> None:
     monkeypatch.setattr(st.settings, "show_progress", True)
     call(line)
@@ -97,7 +96,7 @@ def test_short_calls_have_one_too(
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_closes_the_bar(bars: list[Bar], error: type[BaseException]) -> None:
+def test_error_closes_the_bar(bars: list[RecordedBar], error: type[BaseException]) -> None:
     @progress_bar({"one": 1, "two": 3})
     def fails(*, show_progress: bool | None = None) -> None:
         with progress(2, "two") as inner:
@@ -112,7 +111,7 @@ def test_an_error_closes_the_bar(bars: list[Bar], error: type[BaseException]) ->
         assert bars[-1].n == pytest.approx(0.5)
 
 
-def test_ranges() -> None:
+def test_stages_and_nested_loops_fill_their_shares_of_the_bar() -> None:
     @progress_bar({"one": 1, "two": 3})
     def works(*, show_progress: bool | None = None) -> None:
         stage("one")
@@ -129,14 +128,14 @@ def test_ranges() -> None:
             muted.update(4)
         assert bar.names[-1] == "works: unknown"
 
-    bar = Bar()
+    bar = RecordedBar()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stxtools._progress._open_bar", lambda: bar)
         works(show_progress=True)
     assert bar.path == sorted(bar.path)
 
 
-def test_the_bar_opens_before_the_heavy_imports() -> None:
+def test_bar_opens_before_the_heavy_imports() -> None:
     code = (
         "import sys, numpy as np, anndata as ad, stxtools as st\n"
         "from stxtools import _progress\n"
@@ -155,14 +154,12 @@ def test_nothing_is_printed_without_a_terminal(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_wrong_choice_is_named() -> None:
+def test_show_progress_of_a_wrong_type_raises() -> None:
     with pytest.raises(TypeError, match="show_progress"):
         st.datasets.synthetic_tissue(200, 20, show_progress="yes")  # type: ignore[arg-type]
 
 
-def test_every_call_with_a_choice_shows_its_whole_time() -> None:
-    import inspect
-
+def test_calls_with_show_progress_are_wrapped_in_a_bar() -> None:
     for namespace in (st.tl, st.pp):
         for name in namespace.__all__:
             function = getattr(namespace, name)
@@ -170,7 +167,7 @@ def test_every_call_with_a_choice_shows_its_whole_time() -> None:
                 assert hasattr(function, "__wrapped__"), name
 
 
-def test_warnings_name_the_users_line(line: ad.AnnData) -> None:
+def test_warnings_point_to_the_line_of_the_user(line: ad.AnnData) -> None:
     with pytest.warns(UserWarning, match="optimistic") as found:
         st.tl.biomarkers(line, "segment", n_null=50, protect=None, library_key="library")
     assert [w.filename for w in found if "optimistic" in str(w.message)] == [__file__]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -21,9 +22,12 @@ def counts(n: int) -> np.ndarray:
     return np.arange(n * len(GENES)).reshape(n, len(GENES)) % 11 + np.arange(n)[:, None]
 
 
-def write_matrix(path: Path, names: list[str], library: str | None = None) -> None:
+def write_matrix(
+    path: Path, names: list[str], library: str | None = None, *, values: np.ndarray | None = None,
+    genes: Sequence[str] = GENES,
+) -> None:  # fmt: skip
     """Write 10x Genomics' feature-barcode matrix."""
-    matrix = sparse.csc_matrix(counts(len(names)).T.astype(np.int32))
+    matrix = sparse.csc_matrix((counts(len(names)) if values is None else values).T.astype(np.int32))
     with h5py.File(path, "w") as file:
         if library is not None:
             file.attrs["library_ids"] = np.array([library.encode()])
@@ -34,10 +38,10 @@ def write_matrix(path: Path, names: list[str], library: str | None = None) -> No
             group[key] = getattr(matrix, key)
         group["shape"] = matrix.shape
         features = group.create_group("features")
-        features["name"] = np.array(GENES, dtype="S")
-        features["id"] = np.array([f"ENSG{i}" for i in range(len(GENES))], dtype="S")
-        features["feature_type"] = np.array(["Gene Expression"] * len(GENES), dtype="S")
-        features["genome"] = np.array(["GRCh38"] * len(GENES), dtype="S")
+        features["name"] = np.array(genes, dtype="S")
+        features["id"] = np.array([f"ENSG{i}" for i in range(len(genes))], dtype="S")
+        for key, value in (("feature_type", "Gene Expression"), ("genome", "GRCh38")):
+            features[key] = np.array([value] * len(genes), dtype="S")
         features["_all_tag_keys"] = np.array(["genome"], dtype="S")
 
 
@@ -90,12 +94,8 @@ def visium_hd(folder: Path) -> pd.DataFrame:
 def xenium(folder: Path) -> pd.DataFrame:
     """Write a Xenium output folder of version 3; return the cells."""
     folder.mkdir(parents=True)
-    specs = {
-        "run_name": "run",
-        "region_name": "Region_1",
-        "pixel_size": 0.2125,
-        "analysis_sw_version": "xenium-3.0.0.15",
-    }
+    specs = {"run_name": "run", "region_name": "Region_1", "pixel_size": 0.2125}
+    specs["analysis_sw_version"] = "xenium-3.0.0.15"
     (folder / "experiment.xenium").write_text(json.dumps(specs))
     # prefixes 1 to 5 in base 16, with the letters from a on for its digits
     cells = pd.DataFrame({"cell_id": [f"aaaaaaa{'abcdef'[i]}-1" for i in range(1, 6)]})
