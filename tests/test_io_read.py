@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import anndata as ad
@@ -20,7 +21,7 @@ from scipy import sparse
 import stxtools as st
 
 READS_BY_DTYPE = pytest.mark.xfail(
-    Version(ad.__version__) >= Version("0.13"),
+    Version(version("anndata")) >= Version("0.13"),
     reason="spatialdata-io 0.7 calls AnnData(dtype=), which anndata 0.13 refuses",
     raises=ValueError,
 )

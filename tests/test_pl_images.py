@@ -36,7 +36,7 @@ def _plain_figures() -> Iterator[None]:
 
 
 def write_tables(adata: ad.AnnData) -> ad.AnnData:
-    """Write the tables of tl.biomarkers, tl.targets and tl.evaluate by hand."""
+    """Write the tables of tl.biomarkers, tl.targets, tl.evaluate and tl.attention_fidelity by hand."""
     rng = np.random.default_rng(0)
     n = adata.n_vars
     change = np.linspace(2.5, -2.5, n)
@@ -54,6 +54,11 @@ def write_tables(adata: ad.AnnData) -> ad.AnnData:
         for m, best in (("lda", 0.8), ("nearest_label", 0.7), ("tissuenet", 0.9)) for s in ("blocks", "random")
         for noise in (0.0, 0.1) for seed in range(3)
     ])  # fmt: skip
+    adata.uns["attention_fidelity"] = {"table": pd.DataFrame([
+        {"unit": u, "method": m, "mode": mode, "share": s, "change": s * (1 + i), "flipped": s / 2}
+        for u in ("edges", "regions") for i, m in enumerate(("attention", "random"))
+        for mode in ("remove", "keep") for s in (0.2, 0.4)
+    ])}  # fmt: skip
     return adata
 
 

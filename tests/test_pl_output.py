@@ -44,11 +44,6 @@ def drawn(line: ad.AnnData) -> ad.AnnData:
             "state": "COMPLETE",
         }),
     }  # fmt: skip
-    line.uns["attention_fidelity"] = {"table": pd.DataFrame([
-        {"unit": u, "mode": mode, "method": m, "share": s, "change": s, "flipped": s}
-        for u in ("edges", "regions") for mode in ("remove", "keep") for m in ("attention", "random")
-        for s in (0.2, 0.4)
-    ])}  # fmt: skip
     line.uns["compare"] = pd.DataFrame({
         "kind": "expression", "group": "ill", "reference": "well", "compartment": "a", "names": line.var_names[:4],
         "logfoldchanges": [2.0, 1.0, -1.0, 0.1], "ci_low": -3.0, "ci_high": 3.0, "pvals": [1e-4, 1e-3, 1e-3, 0.5],

@@ -1,4 +1,4 @@
-"""Plots of biomarkers, training curves, stability and faithfulness of attention."""
+"""Plots of biomarkers, training curves, stability, faithfulness of attention and targets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_same
+from scipy import sparse
+from test_pl_images import write_tables
 
 import stxtools as st
 
@@ -237,13 +239,7 @@ def test_ranked_genes_against_one_group_show_both_directions(adata: ad.AnnData) 
 
 
 def test_attention_fidelity_lines_equal_the_table(adata: ad.AnnData) -> None:
-    rows = [
-        {"library": "lib0", "unit": u, "method": m, "mode": mode, "share": s, "change": s * (1 + i), "flipped": s / 2,
-         "n_regions": 5}
-        for u in ("edges", "regions") for i, m in enumerate(("attention", "random"))
-        for mode in ("remove", "keep") for s in (0.2, 0.4)
-    ]  # fmt: skip
-    adata.uns["attention_fidelity"] = {"table": pd.DataFrame(rows)}
+    write_tables(adata)
     before = adata.copy()
     axes = st.pl.attention_fidelity(adata)
     assert [a.get_title() for a in axes] == ["edges removed", "edges kept", "regions removed", "regions kept"]
@@ -255,3 +251,87 @@ def test_attention_fidelity_lines_equal_the_table(adata: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="unit"):
         st.pl.attention_fidelity(adata, ax=ax)
     assert_same(before, adata)
+
+
+@pytest.fixture
+def with_targets() -> ad.AnnData:
+    out = ad.AnnData(sparse.csr_matrix(np.ones((4, 5), dtype=np.float32)))
+    out.var_names = list("abcde")
+    parts = [
+        pd.DataFrame(
+            {"group": g, "names": list("abcde"), "scores": np.arange(5.0)[::-1], "logfoldchanges": 1.0,
+             "pvals_adj": [0.01, 0.01, 0.9, 0.9, 0.9]}
+        )
+        for g in ("tumour", "rest")
+    ]  # fmt: skip
+    out.uns["biomarkers"] = pd.concat(parts, ignore_index=True).astype({"group": str, "names": str})
+    drugs = pd.DataFrame({"gene_name": ["a", "a", "b"], "drug_name": ["X", "Y", "Z"], "approved": [True, True, False]})
+    ranks = pd.DataFrame(
+        {"targetId": ["a", "c"], "isInMembrane": [1.0, 0.0], "hasSafetyEvent": [-1.0, np.nan], "symbol": ["a", "c"]}
+    )
+    with pytest.warns(UserWarning, match="not in it"):
+        st.tl.targets(out, drugs)
+    with pytest.warns(UserWarning, match="not in it"):
+        st.tl.targets(out, ranks.drop(columns="targetId"), symbol_col="symbol")
+    return out
+
+
+def _cells(ax: plt.Axes) -> dict[tuple[int, int], np.ndarray]:
+    """Colours of the cells that are known, by column and row."""
+    (mesh,) = ax.collections
+    values, colors = mesh.get_array(), mesh.get_facecolors().reshape(*mesh.get_array().shape, 4)
+    return {(j, i): colors[i, j] for i, j in zip(*np.nonzero(~np.ma.getmaskarray(values)), strict=True)}
+
+
+def test_heatmap_shows_the_columns_of_the_table(with_targets):
+    ax = st.pl.targets(with_targets, group="tumour", n_genes=3)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["approved drugs", "drugs", "membrane protein", "safety"]
+    assert [t.get_color() for t in ax.get_yticklabels()] == ["black", "black", "#999999"]
+    at = _cells(ax)
+    assert set(at) == {(0, 0), (1, 0), (2, 0), (3, 0), (1, 1), (2, 2)}
+    assert at[2, 0][2] > at[2, 0][0]  # blue: for
+    assert at[3, 0][0] > at[3, 0][2]  # red: against
+    assert {t.get_text() for t in ax.texts} == {"2", "1", ""}
+
+
+def test_one_panel_per_group_or_given_axes_and_columns(with_targets):
+    before = with_targets.copy()
+    axes = st.pl.targets(with_targets, legend=False)
+    assert [a.get_title() for a in axes] == ["tumour", "rest"]
+    _, own = plt.subplots()
+    assert st.pl.targets(with_targets, group="rest", columns=["n_drugs", "drugs"], ax=own) is own
+    assert [t.get_text() for t in own.get_xticklabels()] == ["drugs", "drugs"]
+    assert_same(before, with_targets)
+
+
+def test_favourable_cells_are_blue_and_unfavourable_ones_red(with_targets):
+    table = with_targets.uns["biomarkers"].query("group == 'tumour'").reset_index(drop=True)
+    given = {
+        "n_drugs": [0, 3], "in_x": [True, False], "tractability_sm": ["", "Approved Drug"],
+        "hasSafetyEvent": [-1.0, np.nan],
+    }  # fmt: skip
+    with_targets.uns["biomarkers"] = table.iloc[:2].assign(**given)
+    with_targets.uns["targets_params"] = {"t": {"columns": list(given)}}
+    ax = st.pl.targets(with_targets, columns=list(given), n_genes=2)
+    at = _cells(ax)
+    assert set(at) == {(0, 1), (1, 0), (1, 1), (2, 1), (3, 0)}  # 0, "" and NaN say nothing
+    for cell in ((0, 1), (1, 0), (2, 1)):
+        assert at[cell][2] > at[cell][0] + 0.2, "blue: for"
+    assert at[3, 0][0] > at[3, 0][2] + 0.2, "red: against"
+    assert abs(at[1, 1][0] - at[1, 1][2]) < 0.1, "neither"
+
+
+def test_wrong_arguments_of_targets_raise(with_targets):
+    with pytest.raises(KeyError, match="nope"):
+        st.pl.targets(with_targets, columns=["nope"])
+    with pytest.raises(ValueError, match="nope"):
+        st.pl.targets(with_targets, group="nope")
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="`ax` takes one group"):
+        st.pl.targets(with_targets, ax=ax)
+    with_targets.uns["biomarkers"] = with_targets.uns["biomarkers"][
+        ["group", "names", "scores", "logfoldchanges", "pvals_adj"]
+    ]
+    with pytest.raises(KeyError, match=r"st\.tl\.targets"):
+        st.pl.targets(with_targets)
