@@ -83,8 +83,8 @@ def test_unusable_data_raises_and_changes_nothing(data: str, call: str, section:
 
 @pytest.mark.parametrize("axis", ["obs", "var"])
 @pytest.mark.parametrize("call", CALLS)
-def test_names_that_are_numbers(axis: str, call: str, section: ad.AnnData) -> None:
-    """As after this call; with tables beside them anndata would write a file that it cannot read."""
+def test_names_that_are_integers_raise(axis: str, call: str, section: ad.AnnData) -> None:
+    """As after ``reset_index``: with tables in ``obsm``, anndata would write a file that it cannot read."""
     getattr(section, axis).reset_index(drop=True, inplace=True)
     obs = section.obs.copy()
     with pytest.raises(TypeError, match=rf"adata\.{axis}_names\.astype\(str\)"):

@@ -37,7 +37,7 @@ def _morans_i(values: np.ndarray, xy: np.ndarray, k: int = 6) -> float:
 
 
 @pytest.mark.parametrize(("platform", "shape"), [("visium", (10_000, 50)), ("merfish", (5_000, 30))])
-def test_defaults_of_a_platform(platform: str, shape: tuple[int, int]) -> None:
+def test_platform_defaults_have_the_documented_sizes(platform: str, shape: tuple[int, int]) -> None:
     adata = st.datasets.synthetic_tissue(platform=platform)
     assert adata.shape == shape
     assert sparse.isspmatrix_csr(adata.X)
