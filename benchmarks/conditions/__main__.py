@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from itertools import product
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -21,6 +22,9 @@ import scanpy as sc
 from scipy import sparse
 
 import stxtools as st
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from tables import markdown
 
 PLANTED = 20
 COMPARTMENT = "layer_2"
@@ -116,7 +120,7 @@ def main() -> None:
             rows.append(row)
             print(row, file=sys.stderr)
     means = pd.DataFrame(rows).astype(float).groupby(["difficulty", "patients"]).mean().drop(columns="seed")
-    print(means.T.round(3).to_markdown())
+    print(markdown(means.T.round(3)))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ from spread import spread
 
 import stxtools as st
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from tables import markdown
+
 Matched = dict[str, str]
 
 
@@ -103,9 +106,9 @@ def track(seeds: int) -> None:
     accuracy = table.groupby(["subjects", "method", "seed"])["right"].mean().groupby(["subjects", "method"])
     counts = table.assign(hit=table["new"] & table["called"]).groupby(["subjects", "method"])[["hit", "new", "called"]]
     total = counts.sum()
-    print(pd.DataFrame({"accuracy": accuracy.mean(), "sd": accuracy.std(),
-                        "F1 of appearing and disappearing": 2 * total["hit"] / (total["new"] + total["called"])})
-          .round(3).to_markdown())  # fmt: skip
+    f1 = 2 * total["hit"] / (total["new"] + total["called"])
+    table = pd.DataFrame({"accuracy": accuracy.mean(), "sd": accuracy.std(), "F1 of appearing and disappearing": f1})
+    print(markdown(table.rename_axis(index={"subjects": "sections per time"}).round(3)))
 
 
 def trends(adata: ad.AnnData) -> pd.DataFrame:
@@ -138,7 +141,7 @@ def null(seeds: int) -> None:
                              "genes with p ≤ 0.05": (genes["pvals"] <= 0.05).mean()})  # fmt: skip
         distance = stats.kstest(np.concatenate(pvals), "uniform").statistic
         print(difficulty, "Kolmogorov distance of p", round(distance, 3))
-    print(pd.DataFrame(rows).groupby("difficulty").mean().round(4).to_markdown())
+    print(markdown(pd.DataFrame(rows).groupby("difficulty").mean().round(4)))
 
 
 def power(seeds: int) -> None:
@@ -153,7 +156,7 @@ def power(seeds: int) -> None:
             rows.append({"difficulty": difficulty, "method": "tl.trends, order test alone"} | rates(table))
             table = wilcoxon(adata).merge(adata.var, left_on="feature", right_index=True)
             rows.append({"difficulty": difficulty, "method": "Wilcoxon on spots"} | rates(table))
-    print(pd.DataFrame(rows).groupby(["difficulty", "method"]).mean().round(3).to_markdown())
+    print(markdown(pd.DataFrame(rows).groupby(["difficulty", "method"]).mean().round(3)))
 
 
 def rates(table: pd.DataFrame) -> dict[str, float]:
@@ -189,7 +192,7 @@ def cost(seeds: int) -> None:
         rows.append({"track, s": middle - start, "trends, s": time.perf_counter() - middle,
                      "peak memory, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})  # fmt: skip
         print(rows[-1], file=sys.stderr)
-    print(pd.DataFrame(rows).mean().round(1).to_markdown())
+    print(markdown(pd.DataFrame(rows).mean().round(1)))
 
 
 def main() -> None:

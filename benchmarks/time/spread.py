@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pandas as pd
 from scipy import optimize, sparse, stats
 
 import stxtools as st
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from tables import markdown
 
 MIN_OBS, MIN_SHARE = 20, 0.1  # fewest observations of a unit in a compartment; share of them that express a gene
 
@@ -87,4 +91,4 @@ def spread(seeds: int, folder: Path) -> None:
         third = pd.qcut(table["level"], 3, labels=["low", "middle", "high"])
         row = {"tissue, by compartment": name, "units": table["units"].max(), "all genes": deviation(table)}
         rows.append(row | {str(k): deviation(table[third == k]) for k in third.cat.categories})
-    print(pd.DataFrame(rows).round(2).to_markdown(index=False))
+    print(markdown(pd.DataFrame(rows).set_index("tissue, by compartment").round(2)))
