@@ -5,54 +5,46 @@ from __future__ import annotations
 import anndata as ad
 import numpy as np
 import pytest
-from conftest import QUICK_NET, QUICK_UNET, assert_same
+from conftest import ON_CPU, QUICK_NET, QUICK_UNET, assert_same
 from sklearn.metrics import adjusted_rand_score
 
 import stxtools as st
 
-HOW = {"show_progress": False, "accelerator": "cpu"}
 QUICK = QUICK_UNET | {"epochs": 10, "steps_per_epoch": 6}
 
 
-def her2st(real_section) -> ad.AnnData:
-    parts = [real_section(f"her2st_{s}") for s in ("A1", "B1", "C1", "D1")]
-    return ad.concat(parts, join="inner", index_unique="-", keys=["A1", "B1", "C1", "D1"])
+DONORS = ("A1", "B1", "C1", "D1")
+GROUPS = {
+    "dlpfc_151673": "layer", "xenium_breast_idc": "is_tumour", "starmap_mpfc_BZ5": "cell_type",
+    "osmfish_mouse_sscortex": "cell_type", "merfish_hypothalamus": "cell_type", "her2st": "is_tumour",
+}  # fmt: skip
 
 
-def params_for(name: str) -> dict[str, object] | None:
+def segmented(real_section, name: str, n_segments: int) -> tuple[ad.AnnData, str | None]:
     """Few steps suffice for the large sections; four small ones of four donors need the defaults."""
-    return None if name == "her2st" else QUICK
-
-
-def read(real_section, name: str) -> tuple[ad.AnnData, str | None]:
-    return (her2st(real_section), "sample") if name == "her2st" else (real_section(name), None)
-
-
-SECTIONS = [
-    "dlpfc_151673",
-    "xenium_breast_idc",
-    "starmap_mpfc_BZ5",
-    "osmfish_mouse_sscortex",
-    "merfish_hypothalamus",
-    "her2st",
-]
-GROUPS = {"dlpfc_151673": "layer", "xenium_breast_idc": "is_tumour", "her2st": "is_tumour"}
-
-
-@pytest.mark.parametrize("name", SECTIONS)
-def test_the_line_and_its_files(real_section, name, tmp_path):
-    adata, library_key = read(real_section, name)
+    if name == "her2st":
+        parts = {donor: real_section(f"her2st_{donor}") for donor in DONORS}
+        adata, library_key, params = ad.concat(parts, join="inner", index_unique="-"), "sample", None
+    else:
+        adata, library_key, params = real_section(name), None, QUICK
     x = adata.X.copy()
-    st.tl.segment(adata, 5, library_key=library_key, params=params_for(name), **HOW)
-    assert adata.obs["segment"].nunique() == 5
-    own = {"region"} & set(adata.obs)  # a pathologist's
-    before = adata.obs[list(own)].copy()
+    st.tl.segment(adata, n_segments, library_key=library_key, params=params, **ON_CPU)
+    assert adata.obs["segment"].nunique() == n_segments
+    assert (x != adata.X).nnz == 0
+    return adata, library_key
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_pipeline_runs_on_every_platform_and_its_files_read_back_equal(real_section, name, tmp_path):
+    adata, library_key = segmented(real_section, name, 5)
+    x = adata.X.copy()
+    columns = list({"region"} & set(adata.obs))  # a pathologist's
+    before = adata.obs[columns].copy()
     st.tl.region_graph(adata)
-    assert adata.obs[list(own)].equals(before)
-    st.tl.embed(adata, params=QUICK_NET, **HOW)
-    column = GROUPS.get(name, "cell_type")
-    groups = adata.obs[column].value_counts().index[:3].tolist()  # more would say no more
-    st.tl.biomarkers(adata, column, groups=groups, library_key=library_key, show_progress=False)
+    assert adata.obs[columns].equals(before)
+    st.tl.embed(adata, params=QUICK_NET, **ON_CPU)
+    groups = adata.obs[GROUPS[name]].value_counts().index[:3].tolist()
+    st.tl.biomarkers(adata, GROUPS[name], groups=groups, library_key=library_key, show_progress=False)
     assert (x != adata.X).nnz == 0
     regions = adata.uns["regions"]
     coo = regions.obsp["spatial_connectivities"].tocoo()
@@ -65,16 +57,14 @@ def test_the_line_and_its_files(real_section, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["merfish_hypothalamus", "her2st"])
-def test_two_segments(real_section, name):
-    adata, library_key = read(real_section, name)
-    st.tl.segment(adata, 2, library_key=library_key, params=params_for(name), **HOW)
-    assert adata.obs["segment"].nunique() == 2
+def test_two_segments_are_found_on_real_sections(real_section, name):
+    segmented(real_section, name, 2)
 
 
 @pytest.mark.slow
-def test_cortex_layers_from_scribbles(real_section):
+def test_scribbles_recover_cortex_layers(real_section):
     adata = real_section("dlpfc_151673")
-    st.tl.segment(adata, labels_key="scribble", **HOW)
+    st.tl.segment(adata, labels_key="scribble", **ON_CPU)
     known = (adata.obs["layer"].notna() & adata.obs["scribble"].isna()).to_numpy()
     assert adjusted_rand_score(adata.obs["layer"][known], adata.obs["segment"][known]) > 0.55
     assert np.isfinite(adata.obs["segment_confidence"]).all()

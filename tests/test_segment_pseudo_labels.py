@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import grid_positions
 from scipy.special import softmax
 from sklearn.datasets import make_blobs
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -22,22 +23,32 @@ from stxtools.models.segmenter.number import choose_number
 from stxtools.models.segmenter.pseudo_labels import PseudoLabels
 
 
-def _grid(side: int) -> np.ndarray:
-    return np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2).astype(float)
+def _section(x: np.ndarray, xy: np.ndarray) -> Section:
+    """A section of a square grid."""
+    shape = tuple(int(n) + 1 for n in xy.max(axis=0))
+    return Section("s", x.astype(np.float32), xy.astype(np.int32), shape, kneighbors_graph(xy, 4), xy)
 
 
-def test_means_over_the_nearest_by_brute_force():
+def _few(y: np.ndarray, n: int, among: np.ndarray | bool = True) -> np.ndarray:
+    """Keep the first ``n`` labels of every class; -1 elsewhere."""
+    labels = np.full(len(y), -1)
+    for c in range(y.max() + 1):
+        labels[np.flatnonzero((y == c) & among)[:n]] = c
+    return labels
+
+
+def test_neighbourhood_means_equal_brute_force():
     rng = np.random.default_rng(0)
     xy, x = rng.uniform(size=(50, 2)), rng.normal(size=(50, 3)).astype(np.float32)
     near = np.argsort(((xy[:, None] - xy[None]) ** 2).sum(-1), axis=1)
     rows = np.array([3, 17, 40])
     found = Neighbourhoods(x, xy, rows)
-    for size in (1, 5, 50, 500):
+    for size in (1, 5, 50, 500):  # the last is that of all
         np.testing.assert_allclose(found.mean(size), x[near[rows, :size]].mean(1), atol=1e-6)
 
 
 def test_edge_preserving_mean_keeps_the_border_that_a_plain_mean_blurs():
-    xy = _grid(24)
+    xy = grid_positions(24)
     truth = (xy[:, 0] >= 12).astype(np.float32)[:, None] * 4
     x = truth + np.random.default_rng(0).normal(size=truth.shape).astype(np.float32)
     near = Neighbourhoods(x, xy)
@@ -48,8 +59,8 @@ def test_edge_preserving_mean_keeps_the_border_that_a_plain_mean_blurs():
     assert np.abs(kept - truth)[inside].mean() < 0.4 * np.abs(x - truth)[inside].mean()
 
 
-def test_edge_preserving_mean_with_a_flat_guide_is_the_plain_mean():
-    xy = _grid(20)
+def test_edge_preserving_mean_without_edges_is_the_plain_mean():
+    xy = grid_positions(20)
     x = np.zeros((400, 8), dtype=np.float32)
     x[:, 6:] = np.random.default_rng(1).normal(size=(400, 2))  # edges are looked for in the first six components
     near = Neighbourhoods(x, xy)
@@ -58,26 +69,26 @@ def test_edge_preserving_mean_with_a_flat_guide_is_the_plain_mean():
     )
 
 
+def _standard(z: np.ndarray) -> np.ndarray:
+    return (z - z.mean(0)) / z.std(0)
+
+
 def _views(y: np.ndarray, n_views: int, rng: np.random.Generator, noise: float) -> list[np.ndarray]:
     centres = rng.normal(size=(n_views, y.max() + 1, 6))
-    views = [c[y] + rng.normal(scale=noise, size=(len(y), 6)) for c in centres]
-    return [(v - v.mean(0)) / v.std(0) for v in views]
+    return [_standard(centre[y] + rng.normal(scale=noise, size=(len(y), 6))) for centre in centres]
 
 
-def test_views_that_teach_each_other_beat_each_alone():
+def test_several_views_spread_labels_better_than_one():
     rng = np.random.default_rng(0)
     y = rng.integers(3, size=900)
-    views = _views(y, 4, rng, 1.6)
-    labels = np.full(900, -1)
-    for c in range(3):
-        labels[np.flatnonzero(y == c)[:6]] = c
+    views, labels = _views(y, 4, rng, 1.6), _few(y, 6)
     rest = labels < 0
     together = (spread_labels(views, labels, 3).argmax(1) == y)[rest].mean()
     alone = [(spread_labels([v], labels, 3).argmax(1) == y)[rest].mean() for v in views]
     assert together > max(alone) + 0.03
 
 
-def test_cotraining_goes_on_from_a_consensus_and_keeps_its_classes():
+def test_cotraining_keeps_the_classes_of_the_consensus():
     z, y = make_blobs(600, 5, centers=4, cluster_std=2.2, random_state=5)
     views = [z + np.random.default_rng(i).normal(scale=1.5, size=z.shape) for i in range(4)]
     rng = np.random.default_rng(0)
@@ -88,23 +99,21 @@ def test_cotraining_goes_on_from_a_consensus_and_keeps_its_classes():
     assert set(end.argmax(1)) == set(range(4))
 
 
-def test_cotraining_gives_the_start_back_when_a_class_is_lost():
+def test_cotraining_that_loses_a_class_returns_its_start():
     z = np.random.default_rng(0).normal(size=(300, 4))
     start = np.tile([0.6, 0.4], (300, 1))
     start[0] = [0.0, 1.0]  # one observation alone cannot hold a class
     assert cotrain([z], start, np.random.default_rng(0)) is start
 
 
-def test_votes_of_random_subspaces_tell_of_labels_that_lie_in_one_place():
-    """Labels from one of four kinds of each class: a single classifier does not know that there are others."""
+def test_votes_of_random_subspaces_correct_overconfidence():
+    """All labels are of one of four subtypes of each class: a single classifier is overconfident about the others."""
     rng = np.random.default_rng(3)
     y, kind = rng.integers(3, size=1500), rng.integers(4, size=1500)
     centres = rng.normal(size=(3, 1, 20)) + 1.2 * rng.normal(size=(3, 4, 20))
     clouds = [centres[y, kind] + rng.normal(scale=0.8, size=(1500, 20)) for _ in range(6)]
     views = [np.concatenate(clouds[2 * i : 2 * i + 2], axis=1) for i in range(3)]
-    labels = np.full(1500, -1)
-    for c in range(3):
-        labels[np.flatnonzero((y == c) & (kind == 0))[:30]] = c
+    labels = _few(y, 30, kind == 0)
     rest = labels < 0
     single, voted = spread_labels(views[:1], labels, 3), voted_confidence(views, labels, 3, rng)
     accuracy = (single.argmax(1) == y)[rest].mean()
@@ -132,7 +141,7 @@ def test_temperature_of_one_class_or_none_is_one():
     np.testing.assert_array_equal(tempered(proba, 1.0), proba)
 
 
-def test_tied_mixture_finds_what_scikit_learn_finds():
+def test_tied_mixture_agrees_with_sklearn():
     z, y = make_blobs(900, 5, centers=4, cluster_std=1.0, random_state=0)
     mixtures = fit_mixtures(z, 4, np.random.default_rng(0))
     ours = mixtures.memberships(z)[:, 0].argmax(1)
@@ -141,7 +150,7 @@ def test_tied_mixture_finds_what_scikit_learn_finds():
     assert adjusted_rand_score(theirs, ours) > 0.99
 
 
-def test_consensus_is_exactly_k_and_knows_where_it_is_sure():
+def test_consensus_has_k_classes_and_is_less_confident_where_wrong():
     z, y = make_blobs(600, 4, centers=[[0] * 4, [6] * 4, [9] * 4], cluster_std=1.3, random_state=0)
     target = consensus([z, z[:, :3]], 3, np.random.default_rng(0))
     assert target.shape == (600, 3)
@@ -153,75 +162,63 @@ def test_consensus_is_exactly_k_and_knows_where_it_is_sure():
 
 
 @pytest.mark.parametrize("k", [2, 4, 7])
-def test_number_of_segments_of_stripes_in_noise(k):
-    rng = np.random.default_rng(k)
-    xy = np.stack(np.meshgrid(np.arange(48), np.arange(40)), axis=-1).reshape(-1, 2).astype(float)
+def test_choose_number_finds_the_number_of_stripes(k):
+    rng, xy = np.random.default_rng(k), grid_positions(48, 40)
     stripe = (xy[:, 0] * k // 48).astype(int)
     x = (rng.normal(size=(k, 10)) * 1.5)[stripe] + rng.normal(size=(len(xy), 10))
-    graph = kneighbors_graph(xy, 4)
-    found = choose_number([Section("s", x.astype(np.float32), xy.astype(np.int32), (48, 40), graph, xy)], rng)
+    found = choose_number([_section(x, xy)], rng)
     assert abs(found.k - k) <= 1
     assert found.curve["n_segments"] == list(range(1, 13))
 
 
-def test_smooth_noise_makes_no_segments():
-    """Two stripes, weak beside smooth noise: neighbours count as few observations, which ask for one segment."""
-    rng = np.random.default_rng(0)
-    xy = np.stack(np.meshgrid(np.arange(48), np.arange(40)), axis=-1).reshape(-1, 2).astype(float)
+def test_choose_number_ignores_smooth_noise():
+    """Two stripes in smooth noise, whose patches of correlated neighbours are no segments."""
+    rng, xy = np.random.default_rng(0), grid_positions(48, 40)
     noise = kneighbors_graph(xy, 61, include_self=True) @ rng.normal(size=(len(xy), 6))
     x = (rng.normal(size=(2, 6)) * 3)[(xy[:, 0] >= 24).astype(int)] + 3 * noise / noise.std(axis=0)
     x += rng.normal(size=x.shape) / 2
-    graph = kneighbors_graph(xy, 4)
-    found = choose_number([Section("s", x.astype(np.float32), xy.astype(np.int32), (48, 40), graph, xy)], rng)
-    assert found.k == 2
+    assert choose_number([_section(x, xy)], rng).k == 2
 
 
-def test_shrinkage_lda_without_shrinkage_is_scikit_learn_s():
+def test_shrinkage_lda_without_shrinkage_equals_sklearn():
     z, y = make_blobs(400, 6, centers=3, cluster_std=4.0, random_state=1)
     ours = softmax(shrinkage_lda(z, np.eye(3)[y], np.ones(400), 0.0)(z), axis=1)
     theirs = LinearDiscriminantAnalysis(solver="lsqr", priors=(np.bincount(y) + 1) / 403).fit(z, y).predict_proba(z)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def _standard(z):
-    return (z - z.mean(0)) / z.std(0)
-
-
-def test_labels_spread_and_unlabelled_observations_help():
+def test_unlabelled_observations_improve_spread_labels():
     z, y = make_blobs(900, 12, centers=3, cluster_std=5.0, center_box=(-4, 4), random_state=4)
-    labels = np.full(900, -1)
-    for c in range(3):
-        labels[np.flatnonzero(y == c)[:8]] = c
+    labels = _few(y, 8)
     alone, helped = (spread_labels([_standard(z)], labels, 3, rounds=r).argmax(1) for r in (0, 3))
     rest = labels < 0
     assert (helped == y)[rest].mean() > (alone == y)[rest].mean()
     assert (helped == y)[rest].mean() > 0.8
 
 
-def test_fine_views_tell_narrow_stripes_of_a_small_section_apart():
-    xy = _grid(18)
+def test_fine_views_separate_narrow_stripes():
+    xy = grid_positions(18)
     y = (xy[:, 0] // 2).astype(int) % 3
     labels = np.where((np.abs(xy[:, 1] - 9) < 3.5) & (xy[:, 0] < 6), y, -1)
     gain = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
         x = rng.normal(size=(3, 8))[y] + rng.normal(size=(len(xy), 8))
-        section = Section("s", x.astype(np.float32), xy.astype(np.int32), (18, 18), kneighbors_graph(xy, 4), xy)
-        views = label_views([section], [np.arange(len(xy))])
+        views = label_views([_section(x, xy)], [np.arange(len(xy))])
         coarse = [view for i, view in enumerate(views) if i not in (3, 6)]
         found, without = ((spread_labels(v, labels, 3).argmax(1) == y)[labels < 0].mean() for v in (views, coarse))
         gain.append(found - without)
     assert np.mean(gain) > 0.05
 
 
-def test_spreading_from_one_example_of_a_class():
+def test_spread_labels_from_one_example_of_a_class():
     z, y = make_blobs(60, 4, centers=3, cluster_std=0.5, random_state=2)
     labels = np.where(y < 2, y, -1)
     labels[np.flatnonzero(y == 2)[0]] = 2
     assert (spread_labels([_standard(z)], labels, 3).argmax(1) == y).mean() > 0.95
 
 
-def test_a_class_that_pseudo_labels_lack_takes_half_of_the_widest():
+def test_missing_class_takes_half_of_the_widest_class():
     rng = np.random.default_rng(0)
     z = np.concatenate([rng.normal(size=(60, 2)), rng.normal(size=(40, 2)) * [8, 1]])
     target = np.repeat([[0.6, 0.2, 0.2, 0.0], [0.1, 0.9, 0.0, 0.0]], [60, 40], axis=0)
@@ -236,7 +233,7 @@ def test_a_class_that_pseudo_labels_lack_takes_half_of_the_widest():
     assert with_all_classes(complete, [z]) is complete
 
 
-def test_equal_memberships_are_split_and_equal_observations_are_not():
+def test_missing_classes_split_distinct_observations_only():
     z = np.array([[0.0], [0.0], [1.0], [2.0]])
     assert (class_sizes(with_all_classes(np.full((4, 3), 1 / 3), [z])) > 0).all()
     with pytest.raises(ValueError, match="3 distinct observations"):
@@ -245,7 +242,7 @@ def test_equal_memberships_are_split_and_equal_observations_are_not():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_lost_classes_come_back_at_the_observations_that_speak_least_against_them(seed):
+def test_offsets_restore_lost_classes(seed):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(200, 6)) - np.array([0.0, 0.0, 0.0, 50.0, 20.0, 20.0])
     wanted = np.array([60, 60, 40, 20, 20, 0])
@@ -259,7 +256,7 @@ def test_lost_classes_come_back_at_the_observations_that_speak_least_against_the
     assert not offsets_for_all(kept, np.full(6, 200 / 6)).any()
 
 
-def test_as_many_classes_as_observations_and_one_more():
+def test_offsets_allow_at_most_one_class_per_distinct_pixel():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(8, 8)) + np.r_[30.0, np.zeros(7)]
     np.testing.assert_array_equal(class_sizes(logits + offsets_for_all(logits, np.ones(8))), 1)
@@ -267,27 +264,29 @@ def test_as_many_classes_as_observations_and_one_more():
         offsets_for_all(np.repeat(logits[:1], 8, axis=0), np.ones(8))
 
 
-def test_mixtures_of_few_distinct_values():
+def test_mixtures_of_fewer_distinct_values_than_classes():
     z = np.repeat(np.eye(3), 20, axis=0)
-    mixtures = fit_mixtures(z, 5, np.random.default_rng(0))
-    assert mixtures.memberships(z).shape == (60, 3, 5)
+    memberships = fit_mixtures(z, 5, np.random.default_rng(0)).memberships(z)
+    np.testing.assert_allclose(memberships.sum(axis=2), 1, atol=1e-6)
+    for found in np.moveaxis(memberships.argmax(axis=2), 1, 0):  # equal values stay together
+        assert adjusted_rand_score(np.repeat(np.arange(3), 20), found) == 1
 
 
-def test_few_labels_weigh_as_much_as_what_was_spread_from_them():
-    """Sections of ten observations with two labels and with eight: where most have one, the others count nothing."""
+def test_sparse_labels_weigh_as_much_as_their_pseudo_labels():
+    """Of ten observations two or eight are labelled: where most are, the others have no weight."""
     labelled = np.repeat([True, False, True, False], [2, 8, 8, 2])
     sure = np.random.default_rng(0).uniform(0.5, 1, 20)
-    taught = PseudoLabels(["a", "b"], np.full((20, 2), 0.5), np.where(labelled, 2, sure), np.zeros((20, 2)), labelled)
+    pseudo = PseudoLabels(["a", "b"], np.full((20, 2), 0.5), np.where(labelled, 2, sure), np.zeros((20, 2)), labelled)
     xy, pixels = np.zeros((10, 2)), np.zeros((10, 2), np.int32)
     sections = [Section(str(i), xy.astype(np.float32), pixels, (1, 1), lambda: None, xy) for i in range(2)]
-    few, most = taught.by_section(sections)[1]
+    few, most = pseudo.by_section(sections)[1]
     np.testing.assert_allclose(few, np.r_[[sure[2:10].sum() / 2] * 2, sure[2:10]])
     np.testing.assert_array_equal(most, labelled[10:])
 
 
 @pytest.mark.parametrize(("side", "tiles"), [(8, 1), (20, 4)])
-def test_small_tissue_is_learned_until_the_unet_agrees(make_section, side, tiles):
-    """Most of 8 x 8 cells were held out for early stopping; of 16 tiles, each of 80 steps showed the cells of one."""
+def test_small_tissue_is_trained_until_the_unet_agrees_with_pseudo_labels(make_section, side, tiles):
+    """Of 8 x 8 cells few can be held out for early stopping; of 16 tiles each step must show all."""
     adata = make_section("scattered", rows=side, cols=side)
     bands = np.eye(3)[adata.obs["band"].cat.codes]
     adata.obsm["X_pca"] = np.random.default_rng(0).normal(bands, 0.3).astype(np.float32)
@@ -297,7 +296,7 @@ def test_small_tissue_is_learned_until_the_unet_agrees(make_section, side, tiles
     assert adjusted_rand_score(adata.obs["band"], adata.obs["segment"]) > 0.6  # was below 0.1
 
 
-def test_training_goes_on_while_more_pixels_agree(make_section):
+def test_training_continues_while_agreement_rises(make_section):
     """With small steps each round of ten epochs adds some per cent."""
     adata = make_section("hex")
     params = {"lr": 1e-4, "steps_per_epoch": 1}

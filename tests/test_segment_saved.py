@@ -7,21 +7,18 @@ import warnings
 import numpy as np
 import pytest
 import scanpy as sc
-from conftest import assert_same
+from conftest import ON_CPU, assert_same
 
 import stxtools as st
 
-HOW = {"show_progress": False, "accelerator": "cpu"}
 
-
-def _prepared(make_section, kind):
+def _normalised(make_section, kind):
     adata = make_section(n_vars=60)
-    if kind == "stxtools":
-        st.pp.normalize(adata, n_comps=8)
-    elif kind == "stxtools scaled":
-        st.pp.normalize(adata, n_comps=8, scale=True)
-    elif kind in ("scanpy", "variable genes", "no loadings"):
-        adata.layers["counts"] = adata.X.copy()
+    if kind.startswith("stxtools"):
+        st.pp.normalize(adata, n_comps=8, scale=kind == "stxtools scaled")
+    elif kind != "counts":
+        if kind != "log values alone":
+            adata.layers["counts"] = adata.X.copy()
         sc.pp.normalize_total(adata, target_sum=1e4)
         sc.pp.log1p(adata)
         if kind == "variable genes":
@@ -29,40 +26,33 @@ def _prepared(make_section, kind):
         sc.pp.pca(adata, n_comps=8)
         if kind == "no loadings":
             del adata.varm["PCs"]
-    elif kind == "log values alone":
-        sc.pp.normalize_total(adata, target_sum=1e4)
-        sc.pp.log1p(adata)
-        sc.pp.pca(adata, n_comps=8)
     return adata
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["counts", "stxtools", "stxtools scaled", "scanpy", "variable genes", "no loadings", "log values alone"],
+    "kind", ["counts", "stxtools", "stxtools scaled", "scanpy", "variable genes", "no loadings", "log values alone"]
 )
-def test_the_result_does_not_depend_on_saving(make_section, quick_unet, tmp_path, kind):
-    adata = _prepared(make_section, kind)
+def test_saving_changes_no_result_and_the_model_reproduces_it(make_section, quick_unet, tmp_path, kind):
+    adata = _normalised(make_section, kind)
     path = tmp_path / "m.stx"
-    plain = st.tl.segment(adata, 3, params=quick_unet, copy=True, **HOW)
+    plain = st.tl.segment(adata, 3, params=quick_unet, copy=True, **ON_CPU)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        saved = st.tl.segment(adata, 3, params=quick_unet, save_model=path, copy=True, **HOW)
+        saved = st.tl.segment(adata, 3, params=quick_unet, save_model=path, copy=True, **ON_CPU)
     assert_same(plain, saved)
     new = adata.copy()
     if kind != "log values alone":
         new.obsm.pop("X_pca", None)
         new.varm.pop("PCs", None)
     new = new[:, np.random.default_rng(0).permutation(new.n_vars)].copy()
-    st.tl.segment(new, model=path, **HOW)
+    st.tl.segment(new, model=path, **ON_CPU)
     np.testing.assert_allclose(new.obsm["segment_proba"], saved.obsm["segment_proba"], atol=2e-2)
     assert (new.obs["segment"] == saved.obs["segment"]).mean() > 0.99
-    with pytest.raises(ValueError, match="`accelerator='nope'` is not known"):
-        st.tl.segment(new, model=path, accelerator="nope", show_progress=False)
 
 
-def test_scaled_loadings_with_missing_genes(make_section, quick_unet, tmp_path):
-    adata = _prepared(make_section, "stxtools scaled")
-    st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", **HOW)
+def test_model_with_missing_genes_rescales_its_loadings(make_section, quick_unet, tmp_path):
+    adata = _normalised(make_section, "stxtools scaled")
+    st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", **ON_CPU)
     projection = st.models.Segmenter.load(tmp_path / "m.stx").projection
     assert projection.gene_scale is not None
     few = [str(g) for g in adata.var_names[:45]]
@@ -72,22 +62,22 @@ def test_scaled_loadings_with_missing_genes(make_section, quick_unet, tmp_path):
         assert 0.6 < column.std() / known.std() < 1.1
 
 
-def test_a_representation_that_expression_does_not_give_is_read_from_obsm(make_section, quick_unet, tmp_path):
-    adata = _prepared(make_section, "stxtools")
+def test_model_reads_obsm_where_expression_cannot_give_the_representation(make_section, quick_unet, tmp_path):
+    adata = _normalised(make_section, "stxtools")
     adata.obsm["X_pca"] = np.random.default_rng(0).normal(size=adata.obsm["X_pca"].shape).astype(np.float32)
-    plain = st.tl.segment(adata, 3, params=quick_unet, copy=True, **HOW)
+    plain = st.tl.segment(adata, 3, params=quick_unet, copy=True, **ON_CPU)
     with pytest.warns(UserWarning, match="reads `obsm\\['X_pca'\\]` of other sections"):
-        saved = st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", copy=True, **HOW)
+        saved = st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", copy=True, **ON_CPU)
     assert_same(plain, saved)
     applied = adata.copy()
-    st.tl.segment(applied, model=tmp_path / "m.stx", **HOW)
+    st.tl.segment(applied, model=tmp_path / "m.stx", **ON_CPU)
     np.testing.assert_allclose(applied.obsm["segment_proba"], saved.obsm["segment_proba"], atol=1e-6)
     del applied.obsm["X_pca"], applied.obs["segment"], applied.uns["segment"]
     with pytest.raises(KeyError, match="X_pca"):
-        st.tl.segment(applied, model=tmp_path / "m.stx", key_added="again", **HOW)
+        st.tl.segment(applied, model=tmp_path / "m.stx", key_added="again", **ON_CPU)
 
 
-def test_applying_a_model_does_not_change_it(make_section, quick_unet, tmp_path):
+def test_applying_a_model_does_not_change_its_image_key(make_section, quick_unet, tmp_path):
     adata = make_section()
     size = np.ptp(adata.obsm["spatial"], axis=0).astype(int)[::-1] // 20 + 2
     image = np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)
@@ -95,8 +85,10 @@ def test_applying_a_model_does_not_change_it(make_section, quick_unet, tmp_path)
         "images": {"lowres": image, "hires": image},
         "scalefactors": {"tissue_lowres_scalef": 0.05, "tissue_hires_scalef": 0.05, "spot_diameter_fullres": 60.0},
     }}  # fmt: skip
-    st.tl.segment(adata, 3, image_key="lowres", params=quick_unet, save_model=tmp_path / "m.stx", **HOW)
+    st.tl.segment(adata, 3, image_key="lowres", params=quick_unet, save_model=tmp_path / "m.stx", **ON_CPU)
     model = st.models.Segmenter.load(tmp_path / "m.stx")
-    st.tl.segment(adata, model=model, image_key="hires", key_added="again", **HOW)
+    st.tl.segment(adata, model=model, image_key="hires", key_added="again", **ON_CPU)
     assert model.image_key == "lowres"
     assert adata.uns["again"]["params"]["image_key"] == "hires"
+    with pytest.raises(ValueError, match="`accelerator='nope'` is not known"):
+        st.tl.segment(adata, model=model, key_added="other", accelerator="nope", show_progress=False)

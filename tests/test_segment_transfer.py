@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import QUICK_UNET, _make
+from conftest import ON_CPU, QUICK_UNET, _make, assert_same
 from sklearn.linear_model import RidgeClassifier
 
 import stxtools as st
 from stxtools.models import GeneSection, Segmenter
 from stxtools.models.ensemble.gene_means import SIZES, GeneMeans
 from stxtools.models.ensemble.moments import PENALTY, LabelMoments
-
-HOW = {"show_progress": False, "accelerator": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +19,7 @@ def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("transfer") / "m.stx"
     adata = _make("hex", 16, 14, 30, 0, 2)
     adata.var["gene_ids"] = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
-    st.tl.segment(adata, labels_key="band", library_key="library", params=QUICK_UNET, save_model=path, **HOW)
+    st.tl.segment(adata, labels_key="band", library_key="library", params=QUICK_UNET, save_model=path, **ON_CPU)
     return path
 
 
@@ -29,7 +27,7 @@ def accuracy(adata) -> float:
     return float((adata.obs["segment"].astype(str) == adata.obs["band"].astype(str)).mean())
 
 
-def test_means_are_those_of_the_nearest_and_standardised(make_section):
+def test_gene_means_over_neighbours_are_standardised(make_section):
     adata = make_section("scattered")
     logged = adata.X.tocsr()[:, :5].log1p()
     section = GeneSection(logged, list("abcde"), adata.obsm["spatial"])
@@ -43,7 +41,7 @@ def test_means_are_those_of_the_nearest_and_standardised(make_section):
         np.testing.assert_allclose(found, part @ w, atol=1e-2)
 
 
-def test_ridge_solved_from_moments_is_scikit_learn_s_for_any_genes():
+def test_ridge_from_moments_equals_sklearn_for_any_genes():
     rng = np.random.default_rng(0)
     y, z = rng.integers(3, size=200), rng.normal(size=(200, 12)).astype(np.float32)
     z[:, :3] += np.eye(3)[y]
@@ -56,7 +54,7 @@ def test_ridge_solved_from_moments_is_scikit_learn_s_for_any_genes():
         np.testing.assert_allclose(ours, theirs, atol=5e-3)
 
 
-def test_moments_of_many_observations_keep_their_leading_part():
+def test_low_rank_moments_approximate_the_covariance():
     rng = np.random.default_rng(0)
     z = (rng.normal(size=(900, 5)) @ rng.normal(size=(5, 40)) + 0.1 * rng.normal(size=(900, 40))).astype(np.float32)
     moments = LabelMoments.of([str(i) for i in range(20)], z, np.ones((900, 1)), np.ones(900), rank=8)
@@ -64,52 +62,56 @@ def test_moments_of_many_observations_keep_their_leading_part():
     np.testing.assert_allclose(kept.T @ kept + np.diag(moments.rest), np.cov(z.T, bias=True), atol=0.02)
 
 
-def test_a_model_of_labels_reads_genes_by_either_name_and_in_any_order(make_section, trained):
+def test_model_finds_genes_by_symbol_or_ensembl_id_in_any_order(make_section, trained):
     plain = make_section(seed=5)
-    assert st.tl.segment(plain, model=trained, **HOW) is None
+    assert st.tl.segment(plain, model=trained, **ON_CPU) is None
     assert accuracy(plain) > 0.9
     members = plain.uns["segment"]["members"]
     assert members["library"].tolist() == ["section"]
     assert members["ridge"].tolist() == [1.0]
     other = make_section(seed=5)[:, ::-1].copy()
     other.var_names = [f"ENSG{int(name.removeprefix('gene')):011d}.3" for name in other.var_names]
-    st.tl.segment(other, model=Segmenter.load(trained), **HOW)
+    st.tl.segment(other, model=Segmenter.load(trained), **ON_CPU)
     np.testing.assert_allclose(other.obsm["segment_proba"], plain.obsm["segment_proba"], atol=1e-3)
     with pytest.warns(UserWarning, match="12 of the model's 30 genes"):
-        st.tl.segment(few := plain[:, :12].copy(), model=trained, **HOW)
+        st.tl.segment(few := plain[:, :12].copy(), model=trained, **ON_CPU)
     assert accuracy(few) > 0.8
-    with pytest.raises(ValueError, match="of the model's 30 genes"):
-        st.tl.segment(plain[:, :2].copy(), model=trained, key_added="again", **HOW)
+    fewer = plain[:, :7].copy()
+    before = fewer.copy()
+    with pytest.raises(ValueError, match=r"7 of the model's 30 genes \(23%\); at least 8 are needed"):
+        st.tl.segment(fewer, model=trained, key_added="again", **ON_CPU)
+    assert_same(fewer, before)
 
 
-def test_labels_correct_a_model(make_section, trained):
+def test_labels_of_the_new_section_correct_the_model(make_section, trained):
     adata = make_section(seed=6)
-    told = adata.obs["band"].astype(object).where(np.arange(adata.n_obs) % 15 == 0)
-    adata.obs["told"] = told.replace({"a": "b", "b": "a"})  # the model is right, the labels say otherwise
-    st.tl.segment(adata, model=trained, key_added="alone", **HOW)
-    st.tl.segment(adata, model=trained, labels_key="told", keep_labels=True, **HOW)
-    known = adata.obs["told"].notna()
-    assert (adata.obs["segment"].astype(object)[known] == adata.obs["told"][known]).all()
-    moved = adata.obs["segment"].astype(str) != adata.obs["alone"].astype(str)
-    assert moved[~known].any()
+    labels = adata.obs["band"].astype(object).where(np.arange(adata.n_obs) % 15 == 0)
+    adata.obs["labels"] = labels.replace({"a": "b", "b": "a"})  # against the model, which is right
+    st.tl.segment(adata, model=trained, key_added="alone", **ON_CPU)
+    st.tl.segment(adata, model=trained, labels_key="labels", keep_labels=True, **ON_CPU)
+    known = adata.obs["labels"].notna()
+    assert (adata.obs["segment"].astype(object)[known] == adata.obs["labels"][known]).all()
+    truth = adata.obs["band"].astype(object).replace({"a": "b", "b": "a"})[~known]
+    corrected, alone = ((adata.obs[key].astype(object)[~known] == truth).mean() for key in ("segment", "alone"))
+    assert corrected > alone  # unlabelled neighbours follow the labels
     before = list(adata.obs)
-    adata.obs["told"] = told.replace({"a": "elsewhere"})
+    adata.obs["labels"] = labels.replace({"a": "elsewhere"})
     with pytest.raises(ValueError, match="'elsewhere'"):
-        st.tl.segment(adata, model=trained, labels_key="told", key_added="other", **HOW)
+        st.tl.segment(adata, model=trained, labels_key="labels", key_added="other", **ON_CPU)
     assert list(adata.obs) == before
 
 
-def test_labels_beside_a_model_that_never_saw_any(make_section, quick_unet, tmp_path):
+def test_labels_with_a_model_trained_without_labels_are_an_error(make_section, quick_unet, tmp_path):
     adata = make_section()
-    st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", **HOW)
+    st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", **ON_CPU)
     with pytest.raises(ValueError, match="labels_key"):
-        st.tl.segment(adata, model=tmp_path / "m.stx", labels_key="band", key_added="again", **HOW)
+        st.tl.segment(adata, model=tmp_path / "m.stx", labels_key="band", key_added="again", **ON_CPU)
 
 
-def test_a_model_of_two_genes_warns_of_nothing(make_section, quick_unet, tmp_path, recwarn):
-    """A large section moves towards the sources along a curve over the genes, of which two are too few."""
+def test_model_of_two_genes_applies_without_warnings(make_section, quick_unet, tmp_path, recwarn):
+    """A large section is adapted by a regression over the genes, of which two are too few."""
     adata = make_section("hex", 30, 30)[:, :2].copy()
-    st.tl.segment(adata, labels_key="band", params=quick_unet, save_model=tmp_path / "m.stx", **HOW)
-    st.tl.segment(adata, model=tmp_path / "m.stx", **HOW)
+    st.tl.segment(adata, labels_key="band", params=quick_unet, save_model=tmp_path / "m.stx", **ON_CPU)
+    st.tl.segment(adata, model=tmp_path / "m.stx", **ON_CPU)
     assert not [str(w.message) for w in recwarn if not issubclass(w.category, DeprecationWarning)]
     assert np.isfinite(adata.obsm["segment_proba"].to_numpy()).all()
