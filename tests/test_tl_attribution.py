@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
-from scipy import sparse
+from conftest import grid_positions, poisson_section
 from scipy.spatial import cKDTree
 from sklearn.metrics import roc_auc_score
 
@@ -23,15 +23,11 @@ N_PLANTED = 8
 @pytest.fixture(scope="module")
 def section() -> ad.AnnData:
     rng = np.random.default_rng(0)
-    xy = np.stack(np.meshgrid(np.arange(22), np.arange(22)), -1).reshape(-1, 2).astype(float)
+    xy = grid_positions(22)
     region = np.hypot(*(xy - 11).T) < 7
     rate = np.tile(rng.gamma(2.0, 0.8, 50), (len(xy), 1))
     rate[:, :N_PLANTED] *= np.where(region, 4.0, 1.0)[:, None]
-    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
-    out.obs_names, out.var_names = [f"o{i}" for i in range(len(xy))], [f"g{i}" for i in range(50)]
-    out.obsm["spatial"] = xy
-    out.obs["region"] = pd.Categorical(np.where(region, "in", "out"))
-    return out
+    return poisson_section(rate, xy, rng, region=np.where(region, "in", "out"))
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +44,11 @@ def models(section, tmp_path_factory) -> list[str]:
     return paths
 
 
+def _attributed(section: ad.AnnData, model: object, **kwargs: object) -> ad.AnnData:
+    how = {"groups": ["in"], "attribution_model": model, "n_null": 60, "copy": True}
+    return st.tl.biomarkers(section, "region", **how, **kwargs)
+
+
 def _table(adata: ad.AnnData) -> pd.DataFrame:
     return adata.uns["biomarkers"].query("group == 'in'").set_index("names").loc[adata.var_names]
 
@@ -56,8 +57,7 @@ def test_planted_genes_come_first(section, models):
     truth = np.arange(50) < N_PLANTED
     single = []
     for model in [*models, models]:
-        adata = section.copy()
-        st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=model, n_null=60)
+        adata = _attributed(section, model)
         table = _table(adata)
         assert table["attribution"].abs().sum() == pytest.approx(1)
         assert table.loc[truth, "attribution"].sum() > 0.3
@@ -70,8 +70,8 @@ def test_planted_genes_come_first(section, models):
     assert params["attribution_agreement"].min() > 0.2
 
 
-def test_attribution_is_what_genes_add_to_the_ridge(section, models):
-    """Weight times standardised neighbourhood mean, by NumPy: of two classes the log odds are linear."""
+def test_attribution_of_a_model_with_labels_equals_ridge_contributions(section, models):
+    """Weight times standardised neighbourhood mean, by NumPy: the log odds of two classes are linear."""
     model = st.models.Segmenter.load(models[0])
     ours, theirs = model.gene_classifier.moments.match(list(section.var_names))
     logged = sc.pp.log1p(sc.pp.normalize_total(section, copy=True), copy=True).X.toarray()[:, theirs]
@@ -82,13 +82,12 @@ def test_attribution_is_what_genes_add_to_the_ridge(section, models):
         means = np.stack([logged[rows[:size]].mean(axis=0) for rows in near])
         z = (means - means.mean(axis=0)) / means.std(axis=0)
         parts[theirs] += (z[inside].mean(axis=0) - z[~inside].mean(axis=0)) * (coef[:, at] - coef[:, 1 - at])
-    adata = section.copy()
-    st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=models[0], n_null=60)
-    np.testing.assert_allclose(_table(adata)["attribution"], parts / np.abs(parts).sum(), atol=1e-5)
+    found = _table(_attributed(section, models[0]))["attribution"]
+    np.testing.assert_allclose(found, parts / np.abs(parts).sum(), atol=1e-5)
 
 
-def test_attribution_of_a_unet_is_that_of_integrated_gradients(section, models):
-    """The genes' parts by 64 steps of its own gradient: they sum to F(x) - F(baseline), and are the table's."""
+def test_attribution_of_a_unet_equals_integrated_gradients(section, models):
+    """Contributions of genes in 64 steps of the model's gradient, which sum to F(x) - F(baseline)."""
     model = st.models.Segmenter.load(models[0])
     model.gene_classifier = None  # as without labels
     inside = (section.obs["region"] == "in").to_numpy()
@@ -113,37 +112,33 @@ def test_attribution_of_a_unet_is_that_of_integrated_gradients(section, models):
     centred = logged[:, theirs].toarray() - logged[:, theirs].toarray().mean(axis=0)
     parts = ((centred.T @ mean) * loadings).sum(axis=1)
     assert parts.sum() == pytest.approx(evidence(1.0)[0] - evidence(0.0)[0], rel=0.05)
-    adata = section.copy()
-    st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=model, n_null=60)
-    found = _table(adata)["attribution"].to_numpy()[theirs]
+    found = _table(_attributed(section, model))["attribution"].to_numpy()[theirs]
     np.testing.assert_allclose(found, parts / np.abs(parts).sum(), atol=0.02 * np.abs(found).max())
 
 
-def test_same_model_same_bits_and_a_fitted_one_will_do(section, models):
-    tables = []
-    for model in (models[0], st.models.Segmenter.load(models[0])):
-        adata = section.copy()
-        st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=model, n_null=60)
-        tables.append(adata.uns["biomarkers"])
+def test_model_object_and_file_give_the_same_bits_without_warnings(section, models):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tables = [_table(_attributed(section, model)) for model in (models[0], st.models.Segmenter.load(models[0]))]
+        _attributed(section, models[0], reference="out")
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
-def test_without_a_model_a_linear_probe_answers(section):
-    adata = section.copy()
-    st.tl.biomarkers(adata, "region", groups=["in"], n_null=60)
+def test_linear_probe_finds_planted_genes_without_a_model(section):
+    adata = _attributed(section, None)
     assert adata.uns["biomarkers_params"]["attribution"] == "linear probe"
     assert roc_auc_score(np.arange(50) < N_PLANTED, _table(adata)["attribution"].abs()) >= 0.9
 
 
-def test_genes_the_model_does_not_know_have_none(section, models):
+def test_genes_unknown_to_the_model_have_no_attribution(section, models):
     adata = section[:, 4:].copy()
     adata.var_names = ["new", *adata.var_names[1:]]
-    st.tl.biomarkers(adata, "region", groups=["in"], attribution_model=models[0], n_null=60)
-    row = _table(adata).loc["new"]
-    assert row["attribution"] == 0
+    found = _table(_attributed(adata, models[0]))["attribution"]
+    assert found["new"] == 0
+    assert (found.drop("new") != 0).all()
 
 
-def test_models_that_cannot_answer_are_refused(section, models, tmp_path):
+def test_unsuitable_models_are_reported(section, models, tmp_path):
     adata = section.copy()
     adata.obs["other"] = pd.Categorical(np.where(adata.obsm["spatial"][:, 0] < 9, "left", "right"))
     for kwargs, error, match in (
@@ -160,10 +155,3 @@ def test_models_that_cannot_answer_are_refused(section, models, tmp_path):
     with pytest.raises(ValueError, match="save_model"):
         st.tl.biomarkers(adata, "region", attribution_model=blind)
     assert not adata.uns
-
-
-def test_attribution_is_quiet(section, models):
-    adata = section.copy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        st.tl.biomarkers(adata, "region", groups=["in"], reference="out", attribution_model=models[0], n_null=60)

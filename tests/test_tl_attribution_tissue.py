@@ -18,13 +18,12 @@ from stxtools._data.regions import Regions
 from stxtools.models import GeneProjection, TissueNet
 from stxtools.tl._biomarkers._attribution import ModelExplainer
 
-HOW: dict[str, Any] = {"show_progress": False}
 QUICK = {"epochs": 10, "pretrain_epochs": 1, "unet_width": 8, "hidden": 16, "out_channels": 16}
 
 
 @pytest.fixture(scope="module")
 def tissue() -> ad.AnnData:
-    out = st.datasets.synthetic_tissue(2500, 200, random_state=0, show_progress=False)
+    out = st.datasets.synthetic_tissue(1200, 120, random_state=0, show_progress=False)
     st.tl.region_graph(out, "compartment", max_size=30)
     out.obs["disease"] = out.obs["disease"].astype("category")
     return out
@@ -45,7 +44,7 @@ def nets(tissue, tmp_path_factory) -> list[str]:
         paths.append(str(folder / f"{seed}.stx"))
         st.tl.multitask(
             tissue.copy(), "disease", "compartment", save_model=paths[-1], random_state=seed,
-            params=QUICK | changes, **HOW,
+            params=QUICK | changes,
         )  # fmt: skip
     return paths
 
@@ -56,7 +55,7 @@ def _explainer(adata: ad.AnnData, model: str, task: str) -> ModelExplainer:
 
 
 def _change(explainer: ModelExplainer, group: str, side: np.ndarray) -> float:
-    """Change of the model's evidence from the mean tissue to the tissue, by the model itself."""
+    """Change of the model's log odds from the mean expression to the tissue."""
     at, total = explainer.classes.index(group), 0.0
     others = [i for i in range(len(explainer.classes)) if i != at]
     for ridge, rows in zip(explainer.attributions, explainer.parts, strict=True):
@@ -69,7 +68,7 @@ def _change(explainer: ModelExplainer, group: str, side: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("column", "task", "group"), [("disease", "biomarker", "diseased"), ("compartment", "classification", "layer_2")]
 )
-def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which, column, task, group):
+def test_gene_contributions_sum_to_the_change_of_the_log_odds(tissue, nets, which, column, task, group):
     explainer = _explainer(tissue, nets[which], task)
     inside = (tissue.obs[column] == group).to_numpy()
     parts = explainer.explain(group, "rest", inside, ~inside)
@@ -79,8 +78,8 @@ def test_parts_of_genes_add_up_to_the_change_of_the_evidence(tissue, nets, which
     assert parts.sum() == pytest.approx(change, rel=0.03)
 
 
-def test_the_ridge_is_that_of_the_predictions(tissue, nets):
-    """Without adaptation and components, its log probabilities are those of the classifier of genes."""
+def test_attribution_explains_the_predicting_ridge(tissue, nets):
+    """Its log probabilities equal those of the classifier of genes without adaptation and components."""
     net = TissueNet.load(nets[0])
     explainer = _explainer(tissue, nets[0], "classification")
     (section,) = tissue_input(tissue, net, None).sections(Regions(tissue, "regions", "spatial"))
@@ -97,9 +96,7 @@ def test_planted_genes_come_first(tissue, nets):
     tables = []
     for model in (TissueNet.load(nets[0]), nets[0], nets[:2]):
         adata = tissue.copy()
-        st.tl.biomarkers(
-            adata, "disease", groups=["diseased"], attribution_model=model, n_null=50, key_added="found", **HOW
-        )
+        st.tl.biomarkers(adata, "disease", groups=["diseased"], attribution_model=model, n_null=50, key_added="found")
         tables.append(adata.uns["found"].set_index("names").loc[adata.var_names])
         assert tables[-1]["attribution"].abs().sum() == pytest.approx(1)
         assert roc_auc_score(truth, tables[-1]["attribution"].abs()) >= 0.9
@@ -108,51 +105,49 @@ def test_planted_genes_come_first(tissue, nets):
     assert (tables[0]["attribution"] != tables[2]["attribution"]).any()
 
 
-def test_a_segmenter_and_a_framework_together(small, tmp_path, quick_unet, quick_net):
-    adata = small
-    st.tl.multitask(adata, "disease", params=quick_net | {"ensemble": ("genes",)}, save_model=tmp_path / "n.stx", **HOW)
-    st.tl.segment(adata, labels_key="disease", params=quick_unet, save_model=tmp_path / "s.stx", key_added="s", **HOW)
-    how: dict[str, Any] = {"groups": ["diseased"], "reference": "healthy", "n_null": 50} | HOW
+def test_attributions_of_two_kinds_of_models_are_averaged(small, tmp_path, quick_unet, quick_net):
+    net, unet = tmp_path / "n.stx", tmp_path / "s.stx"
+    st.tl.multitask(small, "disease", params=quick_net | {"ensemble": ("genes",)}, save_model=net)
+    st.tl.segment(small, labels_key="disease", params=quick_unet, save_model=unet, key_added="s")
+    how: dict[str, Any] = {"groups": ["diseased"], "reference": "healthy", "n_null": 50}
     single = []
-    for model in (tmp_path / "s.stx", tmp_path / "n.stx", [tmp_path / "s.stx", tmp_path / "n.stx"]):
-        st.tl.biomarkers(adata, "disease", attribution_model=model, **how)
-        single.append(adata.uns["biomarkers"].set_index("names").loc[adata.var_names, "attribution"].to_numpy())
+    for model in (unet, net, [unet, net]):
+        st.tl.biomarkers(small, "disease", attribution_model=model, **how)
+        single.append(small.uns["biomarkers"].set_index("names").loc[small.var_names, "attribution"].to_numpy())
     mean = single[0] + single[1]
     np.testing.assert_allclose(single[2], mean / np.abs(mean).sum(), atol=1e-9)
 
 
-def test_genes_that_were_predicted_have_none(small, tmp_path, quick_net):
+def test_predicted_genes_have_no_attribution(small, tmp_path, quick_net):
     adata = small
     hidden = [str(g) for g in adata.var_names[:2]]
     params = quick_net | {"ensemble": ("linear", "genes")}
-    st.tl.multitask(adata, "disease", expression=hidden, save_model=tmp_path / "e.stx", params=params, **HOW)
-    st.tl.biomarkers(adata, "disease", attribution_model=tmp_path / "e.stx", n_null=50, **HOW)
+    st.tl.multitask(adata, "disease", expression=hidden, save_model=tmp_path / "e.stx", params=params)
+    st.tl.biomarkers(adata, "disease", attribution_model=tmp_path / "e.stx", n_null=50)
     table = adata.uns["biomarkers"].set_index("names")
     assert (table.loc[hidden, "attribution"] == 0).all()
     assert (table["attribution"] != 0).mean() > 0.9
 
 
-def test_models_that_cannot_answer_are_refused(tissue, nets):
+def test_unsuitable_models_are_reported(tissue, nets):
     adata = tissue.copy()
-    adata.obs["half"] = pd.Categorical(
-        np.where(adata.obs["array_row"] < adata.obs["array_row"].median(), "left", "right")
-    )
+    adata.obs["half"] = np.where(adata.obs["array_row"] < adata.obs["array_row"].median(), "left", "right")
     before = list(adata.uns)
     with pytest.raises(ValueError, match=r"No task .*'right'.*biomarker: .*classification: "):
-        st.tl.biomarkers(adata, "half", attribution_model=nets[0], n_null=50, **HOW)
+        st.tl.biomarkers(adata, "half", attribution_model=nets[0], n_null=50)
     with pytest.raises(ValueError, match=r"without the classifier of genes.*ensemble"):
-        st.tl.biomarkers(adata, "disease", attribution_model=nets[2], n_null=50, **HOW)
+        st.tl.biomarkers(adata, "disease", attribution_model=nets[2], n_null=50)
     blind = TissueNet(QUICK)
     blind.use_rep = "X_pca"
     with pytest.raises(ValueError, match=r"multitask.*save_model"):
-        st.tl.biomarkers(adata, "disease", attribution_model=blind, n_null=50, **HOW)
+        st.tl.biomarkers(adata, "disease", attribution_model=blind, n_null=50)
     del adata.uns["regions"]
     with pytest.raises(KeyError, match="region_graph"):
-        st.tl.biomarkers(adata, "disease", attribution_model=nets[0], n_null=50, **HOW)
+        st.tl.biomarkers(adata, "disease", attribution_model=nets[0], n_null=50)
     assert list(adata.uns) == [k for k in before if k != "regions"]
 
 
-def test_loadings_of_a_projection_are_what_each_gene_adds():
+def test_loadings_are_the_contribution_of_each_gene():
     rng = np.random.default_rng(0)
     components = np.linalg.qr(rng.normal(size=(12, 4)))[0]
     names = [f"g{i}" for i in range(12)]

@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from anndata.experimental import read_elem_lazy
+from conftest import grid_positions, poisson_section
 from hypothesis import given
 from hypothesis import strategies as some
-from scipy import sparse
+from test_tl_chunks import _stored
 
 import stxtools as st
 from stxtools._data import chunks as _chunks
 from stxtools._data.expression import GeneBlocks, gene_slices
 
-h5py = pytest.importorskip("h5py")
 HOW: dict[str, Any] = {"n_null": 66, "show_progress": False}
 CALLS: dict[str, dict[str, Any]] = {
     "total": {},
     "reference": {"reference": "b"},
     "composition": {"covariates": ["composition", "x"]},
     "libraries": {"library_key": "library"},
+    "between": {"groupby": "sick", "library_key": "quarter"},
 }
 
 
 @pytest.fixture(scope="module")
 def tissue() -> ad.AnnData:
-    """Three bands with markers of their own, in two sections whose observations are mixed."""
+    """Three bands with markers, in two sections whose rows are interleaved."""
     rng = np.random.default_rng(0)
-    xy = np.stack(np.meshgrid(np.arange(24.0), np.arange(24.0)), -1).reshape(-1, 2)
+    xy = grid_positions(24)
     band = (xy[:, 0] + 3 * np.sin(xy[:, 1] / 4)).astype(int).clip(0, 23) // 8
     rate = np.tile(rng.gamma(1.0, 1.0, 50), (len(xy), 1))
     for k in range(3):
         rate[band == k, 6 * k : 6 * k + 6] *= 3
-    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
-    out.obs_names, out.var_names = [f"o{i}" for i in range(len(xy))], [f"g{i}" for i in range(50)]
-    out.obsm["spatial"] = xy
-    out.obs["band"] = pd.Categorical(np.array(list("abc"))[band])
-    out.obs["two"] = pd.Categorical(np.where(band == 0, "in", "out"))
-    out.obs["library"] = pd.Categorical(np.where(xy[:, 1] < 12, "l0", "l1"))
-    out.obs["sick"] = pd.Categorical(np.where(xy[:, 1] // 6 < 2, "yes", "no"))
-    out.obs["quarter"] = pd.Categorical((xy[:, 1] // 6).astype(int).astype(str))
-    out.obs["x"] = xy[:, 0]
+    out = poisson_section(
+        rate, xy, rng, band=np.array(list("abc"))[band], two=np.where(band == 0, "in", "out"),
+        library=np.where(xy[:, 1] < 12, "l0", "l1"), sick=np.where(xy[:, 1] // 6 < 2, "yes", "no"),
+        quarter=(xy[:, 1] // 6).astype(int).astype(str), x=xy[:, 0],
+    )  # fmt: skip
     return out[rng.permutation(out.n_obs)].copy()
 
 
@@ -63,48 +58,26 @@ def _table(adata: ad.AnnData, groupby: str = "band", **kwargs: Any) -> pd.DataFr
     return out.uns["biomarkers"]
 
 
-def _stored(adata: ad.AnnData, kind: str, folder: Path) -> ad.AnnData:
-    path = folder / f"x.{'zarr' if 'zarr' in kind else 'h5ad'}"
-    if "zarr" in kind:
-        zarr = pytest.importorskip("zarr")
-        adata.write_zarr(path)
-        stored = zarr.open(str(path), mode="r")["X"]
-    else:
-        adata.write_h5ad(path)
-        if kind == "backed h5ad":
-            return ad.read_h5ad(path, backed="r")
-        stored = h5py.File(path, "r")["X"]
-    out = ad.AnnData(obs=adata.obs.copy(), var=adata.var.copy(), obsm={"spatial": adata.obsm["spatial"]})
-    lazy = "dask" in kind
-    out.X = read_elem_lazy(stored, chunks=(190, adata.n_vars)) if lazy else ad.io.sparse_dataset(stored)
-    return out
-
-
 @pytest.mark.parametrize("call", CALLS)
-def test_blocks_of_genes_change_nothing(tissue, call, little_memory, monkeypatch):
-    seen: set[tuple[int, int]] = set()
+def test_number_of_gene_blocks_does_not_change_the_table(tissue, call, little_memory, monkeypatch):
+    blocks: set[tuple[int, int]] = set()
     block = GeneBlocks.block
     monkeypatch.setattr(
-        GeneBlocks, "block", lambda self, genes: seen.add((genes.start, genes.stop)) or block(self, genes)
+        GeneBlocks, "block", lambda self, genes: blocks.add((genes.start, genes.stop)) or block(self, genes)
     )
     found = _table(tissue, **CALLS[call])
-    assert len(seen) > 3
-    seen.clear()
+    assert len(blocks) > 3
+    blocks.clear()
     monkeypatch.setattr(st.settings, "max_memory", 2.0)
     pd.testing.assert_frame_equal(found, _table(tissue, **CALLS[call]), check_exact=True)
-    assert len(seen) == 1
+    assert len(blocks) == 1
 
 
 @pytest.mark.parametrize(
     ("kind", "call"),
-    [
-        ("backed h5ad", "total"),
-        ("backed zarr", "composition"),
-        ("dask h5ad", "composition"),
-        ("dask zarr", "total"),
-        ("dask h5ad", "libraries"),
-    ],
-)
+    [("backed", "total"), ("backed_zarr", "composition"), ("dask", "composition"), ("zarr", "total"),
+     ("backed", "libraries"), ("dask", "between")],
+)  # fmt: skip
 def test_out_of_core_equals_in_memory(tissue, tmp_path, kind, call, little_memory):
     lazy = _stored(tissue, kind, tmp_path)
     assert _chunks.is_out_of_core(lazy.X)
@@ -112,19 +85,10 @@ def test_out_of_core_equals_in_memory(tissue, tmp_path, kind, call, little_memor
     assert _chunks.is_out_of_core(lazy.X)
 
 
-def test_between_libraries(tissue, tmp_path, little_memory, monkeypatch):
-    lazy = _stored(tissue, "dask h5ad", tmp_path)
-    kwargs = {"groupby": "sick", "library_key": "quarter"}
-    found = _table(lazy, **kwargs)
-    monkeypatch.setattr(st.settings, "max_memory", 2.0)
-    pd.testing.assert_frame_equal(found, _table(tissue, **kwargs), check_exact=True)
-    assert (found["n_libraries"].max(), found["group"].nunique()) == (4, 1)
-
-
 @pytest.mark.slow
-def test_two_workers_give_the_same(tissue, tmp_path, little_memory):
+def test_two_dask_workers_give_the_same_table(tissue, tmp_path, little_memory):
     distributed = pytest.importorskip("distributed")
-    backed, dask = _stored(tissue, "backed h5ad", tmp_path), _stored(tissue, "dask zarr", tmp_path)
+    backed, dask = _stored(tissue, "backed", tmp_path), _stored(tissue, "zarr", tmp_path)
     how: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with distributed.LocalCluster(**how) as cluster, distributed.Client(cluster) as client:
         tables = [_table(backed), _table(dask)]
@@ -134,35 +98,21 @@ def test_two_workers_give_the_same(tissue, tmp_path, little_memory):
         pd.testing.assert_frame_equal(table, _table(tissue), check_exact=True)
 
 
-def test_never_is_all_expression_in_memory(tissue, tmp_path, little_memory, monkeypatch):
-    lazy = _stored(tissue, "backed h5ad", tmp_path)
+def test_expression_is_read_in_chunks_of_rows_and_blocks_of_genes(tissue, tmp_path, little_memory, monkeypatch):
+    lazy = _stored(tissue, "backed", tmp_path)
     read, blocks = [], []
     to_csr, block = _chunks.to_csr, GeneBlocks.block
-
-    def seen(matrix: Any) -> Any:
-        out = to_csr(matrix)
-        read.append(out.shape[0])
-        return out
-
-    def given_out(self: GeneBlocks, genes: slice) -> Any:
-        out = block(self, genes)
-        blocks.append(out.nnz)
-        return out
-
-    monkeypatch.setattr(_chunks, "to_csr", seen)
-    monkeypatch.setattr(GeneBlocks, "block", given_out)
+    monkeypatch.setattr(_chunks, "to_csr", lambda matrix: read.append(to_csr(matrix)) or read[-1])
+    monkeypatch.setattr(GeneBlocks, "block", lambda self, genes: blocks.append(block(self, genes)) or blocks[-1])
     _table(lazy, covariates="composition")
-    assert max(read) <= 200
-    assert max(blocks) <= 5000 < tissue.X.nnz / 3
+    assert max(part.shape[0] for part in read) <= 200
+    assert max(part.nnz for part in blocks) <= 5000 < tissue.X.nnz / 3
 
 
-def test_thinning_out_of_core_is_refused(tissue, tmp_path):
-    work = tissue.copy()
+def test_thinning_out_of_core_is_an_error(tissue, tmp_path):
+    lazy = _stored(tissue, "dask", tmp_path)
     record = {"call": "tl.segment", "slots": ["obs/segment"], "versions": {"stxtools": "0"}}
-    work.uns["segment"] = {"params": record}
-    work.obs["segment"] = work.obs["band"]
-    lazy = _stored(work, "dask h5ad", tmp_path)
-    lazy.uns["segment"] = work.uns["segment"]
+    lazy.obs["segment"], lazy.uns["segment"] = lazy.obs["band"], {"params": record}
     with pytest.raises(ValueError, match=r"out of core.*to_memory.*protect=None"):
         st.tl.biomarkers(lazy, "segment", **HOW)
     assert list(lazy.uns) == ["segment"]
@@ -171,28 +121,28 @@ def test_thinning_out_of_core_is_refused(tissue, tmp_path):
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"covariates": "composition"}, {"library_key": "library"}])
-def test_a_group_and_its_complement_give_together_what_each_gives_alone(tissue, kwargs):
+def test_group_and_complement_mirror_each_other_together_and_alone(tissue, kwargs):
     both = _table(tissue, "two", groups=["in", "out"], **kwargs)
     for group in ("in", "out"):
         alone = _table(tissue, "two", groups=[group], **kwargs)
         pd.testing.assert_frame_equal(both[both["group"] == group].reset_index(drop=True), alone, check_exact=True)
-    one, other = (part.set_index("names")["scores"] for _, part in both.groupby("group"))
-    np.testing.assert_allclose(one, -other[one.index], rtol=1e-12)
+    one, other = (part.set_index("names").filter(like="scores") for _, part in both.groupby("group"))
+    np.testing.assert_allclose(one, -other.loc[one.index], rtol=1e-12)
 
 
 @given(some.lists(some.integers(0, 50), min_size=1, max_size=60), some.floats(0.5, 500))
-def test_slices_cover_every_gene_once_and_are_small(seen, most):
-    slices = gene_slices(np.array(seen), most)
-    assert [slices[0].start, slices[-1].stop] == [0, len(seen)]
+def test_gene_slices_cover_every_gene_once_within_the_limit(sizes, most):
+    slices = gene_slices(np.array(sizes), most)
+    assert [slices[0].start, slices[-1].stop] == [0, len(sizes)]
     assert all(a.stop == b.start for a, b in pairwise(slices))
     assert all(s.start < s.stop for s in slices)
-    if sum(seen) <= most:
+    if sum(sizes) <= most:
         assert len(slices) == 1
-    assert all(sum(seen[s]) <= most or s.stop - s.start == 1 for s in slices)
+    assert all(sum(sizes[s]) <= most or s.stop - s.start == 1 for s in slices)
 
 
-def test_variable_genes_of_a_large_matrix_come_from_a_part_of_it(tissue, monkeypatch):
-    """The cap does not depend on how expression is stored or divided."""
+def test_variable_genes_of_a_large_matrix_come_from_a_sample_of_it(tissue, monkeypatch):
+    """The sample does not depend on how expression is divided."""
     monkeypatch.setattr("stxtools.tl._biomarkers._probe.N_TOP_GENES", 30)
     monkeypatch.setattr("stxtools._data.representation.N_TOP_GENES", 30)
     whole = _table(tissue, "two")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scanpy as sc
+from conftest import read_back
 from scipy.stats import false_discovery_control, kstest, norm, rankdata
 from test_tl_biomarkers import _section, _smooth, _tested
 
@@ -18,14 +18,11 @@ def tested() -> ad.AnnData:
     return _tested()
 
 
-def test_scores_are_normal_quantiles_of_the_p_values(tested):
-    table = tested.uns["biomarkers"]
-    np.testing.assert_allclose(2 * norm.sf(table["scores"].abs()), table["pvals"], rtol=1e-6)
-
-
-def test_intervals_leave_zero_out_where_significant(tested):
+def test_adjusted_p_values_and_intervals_by_hand(tested):
+    """Scores are normal quantiles of the p-values; intervals exclude zero where a gene is significant."""
     expression = sc.pp.normalize_total(tested, copy=True).to_df()  # single precision
     for _, part in tested.uns["biomarkers"].groupby("group"):
+        np.testing.assert_allclose(2 * norm.sf(part["scores"].abs()), part["pvals"], rtol=1e-6)
         called = part["pvals_adj"] <= 0.05
         assert 0 < called.sum() < len(part)
         same = (part["scores"] * part["logfoldchanges"] > 0) & (part["scores"].abs() >= 0.1)
@@ -88,7 +85,7 @@ def test_certain_changes_and_rank_scores_by_hand(design):
 
 
 def _assert_ordered(part):
-    """Called genes that are up, then those that are not called, then called genes that are down."""
+    """Significant genes that are up, then those that are not significant, then significant genes that are down."""
     called = part["pvals_adj"].to_numpy() <= 0.05
     side = np.sign(part["scores"].to_numpy()) * called
     assert (np.diff(side) <= 0).all()
@@ -101,9 +98,7 @@ def _assert_ordered(part):
         assert (np.diff(part["rank_score"].to_numpy()[side == same]) <= 0).all()
 
 
-def test_significant_genes_stand_at_the_ends(tested):
-    for _, part in tested.uns["biomarkers"].groupby("group"):
-        _assert_ordered(part)
+def test_biomarker_score_is_the_largest_certain_change(tested):
     table = tested.uns["biomarkers"]
     called = table["pvals_adj"] <= 0.05
     best = table.assign(certain=table["certain_logfoldchanges"].abs()).groupby("names")["certain"].max()
@@ -112,7 +107,7 @@ def test_significant_genes_stand_at_the_ends(tested):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_order_holds_for_any_section(seed):
+def test_significant_genes_are_first_and_last_in_the_table(seed):
     adata = _section(20 + seed, n_markers=3 * seed, side=14, fold=6.0)
     left = adata.obsm["spatial"][:, 0] < 650
     adata.obs["kind"] = np.where(adata.obs["region"] == "in", "in", np.where(left, "b", "c"))
@@ -122,11 +117,10 @@ def test_order_holds_for_any_section(seed):
             _assert_ordered(part)
 
 
-@pytest.mark.parametrize("covariates", [None, "composition"])
-def test_order_on_a_real_section(real_section, covariates):
+def test_significant_genes_of_a_real_section_are_first_and_last(real_section):
     adata = real_section("dlpfc_151675")
     adata = adata[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[200:800]].copy()
-    st.tl.biomarkers(adata, "layer", covariates=covariates, n_null=100)
+    st.tl.biomarkers(adata, "layer", covariates="composition", n_null=100)
     called = 0
     for _, part in adata.uns["biomarkers"].groupby("group"):
         _assert_ordered(part)
@@ -134,11 +128,9 @@ def test_order_on_a_real_section(real_section, covariates):
     assert called > 20
 
 
-@pytest.mark.parametrize("fmt", ["h5ad", "zarr"])
-def test_scanpy_reads_the_table(tested, fmt, tmp_path):
-    path, key = tmp_path / f"a.{fmt}", "rank_genes_groups_biomarkers"
-    getattr(tested, f"write_{fmt}")(path)
-    for adata in (tested, getattr(ad, f"read_{fmt}")(path)):
+def test_scanpy_functions_read_the_table(tested, tmp_path):
+    key = "rank_genes_groups_biomarkers"
+    for adata in (tested, *read_back(tested, tmp_path)):
         for group, part in adata.uns["biomarkers"].groupby("group"):
             found = sc.get.rank_genes_groups_df(adata, group, key=key)
             assert found["names"].tolist() == part["names"].tolist()
@@ -149,18 +141,19 @@ def test_scanpy_reads_the_table(tested, fmt, tmp_path):
         axes = sc.pl.rank_genes_groups(adata, n_genes=5, key=key, show=False)
         assert [t.get_text() for t in axes[0].texts] == tested.uns["biomarkers"]["names"][:5].tolist()
         sc.pl.rank_genes_groups_dotplot(adata, n_genes=2, key=key, show=False, dendrogram=False)
-        plt.close("all")
 
 
 @pytest.mark.parametrize(("alternative", "sign"), [("greater", 1), ("less", -1)])
-def test_one_sided_tables(tested, alternative, sign, tmp_path):
+def test_one_sided_table_by_hand(tested, alternative, sign, tmp_path):
     adata = tested.copy()
     st.tl.biomarkers(adata, "region", groups=["in", "out"], n_null=150, alternative=alternative)
     adata.write_h5ad(tmp_path / "a.h5ad")
     adata = ad.read_h5ad(tmp_path / "a.h5ad")
     assert adata.uns["biomarkers_params"]["alternative"] == alternative
     two_sided = tested.uns["biomarkers"].set_index(["group", "names"])
+    side = "up" if sign > 0 else "down"
     for group, part in adata.uns["biomarkers"].groupby("group"):
+        names = part["names"].tolist()
         score, called = sign * part["scores"].to_numpy(), part["pvals_adj"].to_numpy() <= 0.05
         np.testing.assert_allclose(norm.sf(score), part["pvals"], rtol=1e-6)
         np.testing.assert_allclose(norm.sf(sign * part["scores_composition"]), part["pvals_composition"], rtol=1e-6)
@@ -168,14 +161,9 @@ def test_one_sided_tables(tested, alternative, sign, tmp_path):
         assert called[: called.sum()].all()  # they stand first
         assert (score[called] > 0).all()
         assert (part["pvals_adj"].to_numpy()[score < 0] == 1).all()
-        assert (
-            st.get.biomarkers(adata, group, sign="up" if sign > 0 else "down", n_top=3)["names"].tolist()
-            == part["names"].tolist()[:3]
-        )
-        assert (
-            sc.get.rank_genes_groups_df(adata, group, key="rank_genes_groups_biomarkers")["names"].tolist()
-            == part["names"].tolist()
-        )
+        assert st.get.biomarkers(adata, group, sign=side, n_top=3)["names"].tolist() == names[:3]
+        ranked = sc.get.rank_genes_groups_df(adata, group, key="rank_genes_groups_biomarkers")
+        assert ranked["names"].tolist() == names
         near, far = ("ci_low", "ci_high") if sign > 0 else ("ci_high", "ci_low")
         known = part[far].notna().to_numpy()
         assert (part[far][known] == sign * np.inf).all()
@@ -190,8 +178,8 @@ def test_one_sided_tables(tested, alternative, sign, tmp_path):
         np.testing.assert_allclose(weight, expected, rtol=1e-4)
 
 
-def test_one_sided_p_values_are_uniform_without_an_effect():
-    """Regions that no gene knows of; the two sides are one distribution and its mirror image."""
+def test_one_sided_p_values_of_random_regions_are_uniform():
+    """Regions that no gene marks; the p-values of the other side are one minus these."""
     adata, rng, found = _section(5, side=24, n_vars=40), np.random.default_rng(1), []
     for _ in range(25):
         field = _smooth(adata.obsm["spatial"] / 100, 5.0, rng)
@@ -206,7 +194,7 @@ def test_one_sided_p_values_are_uniform_without_an_effect():
     assert np.mean([(table["pvals_adj"] <= 0.05).mean() for table in found]) <= 0.02
 
 
-def test_alternative_is_checked(tested):
+def test_unknown_alternative_is_an_error(tested):
     before = tested.uns["biomarkers"]
     with pytest.raises(ValueError, match=r"alternative.*two-sided"):
         st.tl.biomarkers(tested, "region", alternative="up")

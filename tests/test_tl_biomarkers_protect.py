@@ -10,17 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from scipy import sparse
+from conftest import grid_positions, poisson_section
 
 import stxtools as st
-
-HOW = {"show_progress": False}
 
 
 def _homogeneous(n: int = 700, n_vars: int = 80, seed: int = 0) -> ad.AnnData:
     rng = np.random.default_rng(seed)
-    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rng.gamma(1, 1, n_vars), (n, n_vars)).astype(np.float32)))
-    out.obs_names, out.var_names = [f"o{i}" for i in range(n)], [f"g{i}" for i in range(n_vars)]
+    out = poisson_section(np.tile(rng.gamma(1, 1, n_vars), (n, 1)), np.zeros((n, 2)), rng)
     out.obsm["spatial"] = rng.uniform(0, 100, (n, 2))
     return out
 
@@ -28,16 +25,13 @@ def _homogeneous(n: int = 700, n_vars: int = 80, seed: int = 0) -> ad.AnnData:
 @pytest.fixture(scope="module")
 def banded(quick_params) -> ad.AnnData:
     rng = np.random.default_rng(0)
-    xy = np.stack(np.meshgrid(np.arange(24), np.arange(24)), -1).reshape(-1, 2).astype(float)
+    xy = grid_positions(24)
     band = (xy[:, 0] // 8).astype(int)
     rate = np.full((3, 60), 1.0)
     for k in range(3):
         rate[k, 10 * k : 10 * k + 10] = 8.0
-    out = ad.AnnData(sparse.csr_matrix(rng.poisson(rate[band]).astype(np.float32)))
-    out.obs_names, out.var_names = [f"o{i}" for i in range(len(xy))], [f"g{i}" for i in range(60)]
-    out.obsm["spatial"] = xy
-    out.obs["band"] = pd.Categorical(np.array(list("abc"))[band])
-    st.tl.segment(out, n_segments=3, params=quick_params, **HOW)
+    out = poisson_section(rate[band], xy, rng, band=np.array(list("abc"))[band])
+    st.tl.segment(out, n_segments=3, params=quick_params)
     return out
 
 
@@ -51,33 +45,33 @@ def tested(banded) -> ad.AnnData:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("default", "The tested groups were found again")  # 8 epochs: an index of 0.5 or so
-        return st.tl.biomarkers(banded, "segment", n_null=60, copy=True, **HOW)
+        return st.tl.biomarkers(banded, "segment", n_null=60, copy=True)
 
 
-def test_segments_are_found_again_and_tested_on_the_other_half(tested, banded):
-    adata = tested
-    params = adata.uns["biomarkers_params"]
+def test_segments_are_found_in_one_half_of_the_counts_and_tested_in_the_other(tested, banded):
+    params = tested.uns["biomarkers_params"]
     assert bool(params["protected"])
     assert params["protect_agreement"] > 0.3
-    names = set(adata.obs["segment"].cat.categories)
-    assert set(adata.uns["biomarkers"]["group"]) == names
-    for name in names:  # classes keep their names: the top genes are those of the band under the segment
-        band = adata.obs.loc[adata.obs["segment"] == name, "band"].mode()[0]
-        top = {int(g[1:]) // 10 for g in st.get.biomarkers(adata, name, n_top=5)["names"]}
+    assert banded.uns["segment"]["params"]["representation"] == "pca"
+    names = set(tested.obs["segment"].cat.categories)
+    assert set(tested.uns["biomarkers"]["group"]) == names
+    for name in names:  # segments keep their names: the top genes are those of the band under the segment
+        band = tested.obs.loc[tested.obs["segment"] == name, "band"].mode()[0]
+        top = {int(g[1:]) // 10 for g in st.get.biomarkers(tested, name, n_top=5)["names"]}
         assert top == {"abc".index(band)}
-    pd.testing.assert_series_equal(adata.obs["segment"], banded.obs["segment"])
-    assert set(adata.layers) - {None} == set()
+    pd.testing.assert_series_equal(tested.obs["segment"], banded.obs["segment"])
+    assert set(tested.layers) - {None} == set()
 
 
-def test_protection_is_what_the_calls_do_one_by_one(tested, banded, quick_params):
+def test_protection_equals_split_counts_segment_and_biomarkers(tested, banded, quick_params):
     """The groups of one part of ``pp.split_counts``, tested on the other."""
     halves = st.pp.split_counts(banded, copy=True)
     train, test = (ad.AnnData(halves.layers[f"split_{n}"], obs=halves.obs[[]].copy()) for n in ("train", "test"))
     train.var_names = test.var_names = banded.var_names
     train.obsm["spatial"] = test.obsm["spatial"] = banded.obsm["spatial"]
-    st.tl.segment(train, 3, params=quick_params, **HOW)
+    st.tl.segment(train, 3, params=quick_params)
     test.obs["segment"] = train.obs["segment"]
-    st.tl.biomarkers(test, "segment", n_null=60, **HOW)
+    st.tl.biomarkers(test, "segment", n_null=60)
     columns, parts = ["names", "scores", "pvals_adj", "pct_nz_group", "auroc"], []
     for table in (test.uns["biomarkers"], tested.uns["biomarkers"]):  # classes have other names there
         found = [part[columns].sort_values("names").reset_index(drop=True) for _, part in table.groupby("group")]
@@ -85,22 +79,21 @@ def test_protection_is_what_the_calls_do_one_by_one(tested, banded, quick_params
     pd.testing.assert_frame_equal(*parts)
 
 
-def test_protection_survives_the_disk_and_new_names(banded, tested, tmp_path):
+def test_protection_survives_files_and_renamed_segments(banded, tested, tmp_path):
     banded.write_h5ad(tmp_path / "a.h5ad")
     adata = ad.read_h5ad(tmp_path / "a.h5ad")
     names = dict(zip("012", ("core", "rim", "stroma"), strict=True))
     adata.obs["segment"] = adata.obs["segment"].cat.rename_categories(names)
-    st.tl.biomarkers(adata, "segment", n_null=60, **HOW)
+    st.tl.biomarkers(adata, "segment", n_null=60)
     assert adata.uns["biomarkers_params"]["protect_agreement"] == tested.uns["biomarkers_params"]["protect_agreement"]
     for old, new in names.items():
-        pd.testing.assert_frame_equal(
-            st.get.biomarkers(adata, new).drop(columns="group"), st.get.biomarkers(tested, old).drop(columns="group")
-        )
+        before, after = (st.get.biomarkers(*of).drop(columns="group") for of in ((tested, old), (adata, new)))
+        pd.testing.assert_frame_equal(before, after)
 
 
 @pytest.fixture
-def again(monkeypatch) -> list[tuple[ad.AnnData, dict]]:
-    """Record what the tissue is segmented again from, without training: the user's groups are found."""
+def second_segmentations(monkeypatch) -> list[tuple[ad.AnnData, dict]]:
+    """Record the input of the second segmentation, which returns the user's groups without training."""
     seen = []
 
     def recorded(work, **kwargs):
@@ -121,12 +114,12 @@ def _scanpy_pca(adata: ad.AnnData) -> None:
 
 
 def _tested(adata: ad.AnnData) -> dict:
-    st.tl.biomarkers(adata, "segment", n_null=60, **HOW)
+    st.tl.biomarkers(adata, "segment", n_null=60)
     return adata.uns["biomarkers_params"]
 
 
 @pytest.mark.parametrize("maker", ["stxtools", "scanpy"])
-def test_a_stored_pca_is_made_again_from_half_the_counts(banded, again, maker):
+def test_stored_pca_is_computed_again_from_half_the_counts(banded, second_segmentations, maker):
     adata = banded.copy()
     st.pp.normalize(adata, n_comps=7, n_top_genes=40) if maker == "stxtools" else _scanpy_pca(adata)
     adata.uns["segment"]["params"]["representation"] = "X_pca"
@@ -137,14 +130,14 @@ def test_a_stored_pca_is_made_again_from_half_the_counts(banded, again, maker):
     if maker == "scanpy":
         how = "7 components of 60 variable genes chosen here, depth 10000, z-scores;"
     assert how in params["protect_representation"]
-    half, stored = again[0][0].obsm["X_pca"], adata.obsm["X_pca"]
+    half, stored = second_segmentations[0][0].obsm["X_pca"], adata.obsm["X_pca"]
     assert half.shape == stored.shape
-    assert 0.3 < abs(np.corrcoef(half[:, 0], stored[:, 0])[0, 1]) < 0.99  # alike, and not the same noise
+    assert 0.3 < abs(np.corrcoef(half[:, 0], stored[:, 0])[0, 1]) < 0.99  # correlated, with other noise
     counts = adata.layers["counts"] if maker == "stxtools" else adata.X
-    assert 0.4 < again[0][0].X.sum() / counts.sum() < 0.6
+    assert 0.4 < second_segmentations[0][0].X.sum() / counts.sum() < 0.6
 
 
-def test_a_representation_that_cannot_be_made_again_is_said(banded, again, tmp_path):
+def test_representation_that_counts_cannot_give_raises_a_warning(banded, second_segmentations, tmp_path):
     adata = banded.copy()
     adata.obsm["X_pca"] = np.c_[adata.obsm["spatial"], np.random.default_rng(0).normal(size=(adata.n_obs, 4))]
     adata.uns["segment"]["params"]["representation"] = "X_pca"
@@ -160,7 +153,7 @@ def test_a_representation_that_cannot_be_made_again_is_said(banded, again, tmp_p
         _tested(adata)
 
 
-def test_image_and_pretrained_model_are_used_again(banded, again, tmp_path):
+def test_second_segmentation_uses_the_image_and_pretrained_model(banded, second_segmentations, tmp_path):
     adata = banded.copy()
     image = np.zeros((24, 24, 3), dtype=np.uint8)
     adata.uns["spatial"] = {"library": {"images": {"lowres": image}, "scalefactors": {"tissue_lowres_scalef": 1.0}}}
@@ -168,7 +161,7 @@ def test_image_and_pretrained_model_are_used_again(banded, again, tmp_path):
     path.write_bytes(b"a model")
     adata.uns["segment"]["params"] |= {"image_key": "lowres", "pretrained": True, "pretrained_path": str(path)}
     params = _tested(adata)
-    work, kwargs = again[0]
+    work, kwargs = second_segmentations[0]
     assert (kwargs["image_key"], kwargs["pretrained"]) == ("lowres", str(path))
     np.testing.assert_array_equal(work.uns["spatial"]["library"]["images"]["lowres"], image)
     assert "protect_missing" not in params
@@ -181,7 +174,7 @@ def test_image_and_pretrained_model_are_used_again(banded, again, tmp_path):
         _tested(adata)
 
 
-def test_groups_that_are_not_found_again_are_said(banded, again, monkeypatch):
+def test_groups_that_are_not_reproduced_raise_a_warning(banded, second_segmentations, monkeypatch):
     def other(work, **kwargs):
         work.obs[kwargs["key_added"]] = pd.Categorical((work.obsm["spatial"][:, 1] // 8).astype(int).astype(str))
 
@@ -190,53 +183,47 @@ def test_groups_that_are_not_found_again_are_said(banded, again, monkeypatch):
         assert _tested(banded.copy())["protect_agreement"] < 0.8
 
 
-def test_the_segmentation_records_its_input(banded):
-    params = banded.uns["segment"]["params"]
-    assert params["representation"] == "pca"
-    assert "pretrained_path" not in params
-
-
-def test_no_protection_is_said(banded):
+def test_unprotected_tests_raise_a_warning(banded):
     adata = banded.copy()
     with pytest.warns(UserWarning, match="optimistic.*protect='thinning'"):
-        st.tl.biomarkers(adata, "segment", protect=None, n_null=60, **HOW)
+        st.tl.biomarkers(adata, "segment", protect=None, n_null=60)
     assert not adata.uns["biomarkers_params"]["protected"]
     adata.X = adata.X.log1p()
     with pytest.warns(UserWarning, match="name a `layer`"):
-        st.tl.biomarkers(adata, "segment", n_null=60, **HOW)
+        st.tl.biomarkers(adata, "segment", n_null=60)
     adata.layers["raw"] = banded.X
     adata.obsm["X_other"] = np.random.default_rng(0).normal(size=(adata.n_obs, 4)).astype(np.float32)
     adata.uns["segment"]["params"]["use_rep"] = "X_other"
     with pytest.warns(UserWarning, match="X_other"):
-        st.tl.biomarkers(adata, "segment", layer="raw", n_null=60, **HOW)
+        st.tl.biomarkers(adata, "segment", layer="raw", n_null=60)
     with pytest.raises(ValueError, match="protect"):
         st.tl.biomarkers(adata, "segment", protect="hope", n_null=60)
 
 
-def test_the_other_part_of_a_split_needs_no_second_protection(quick_params):
+def test_held_out_counts_need_no_protection(quick_params):
     adata = _homogeneous()
     st.pp.split_counts(adata)
-    st.tl.segment(adata, n_segments=2, layer="split_train", params=quick_params, **HOW)
+    st.tl.segment(adata, n_segments=2, layer="split_train", params=quick_params)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        st.tl.biomarkers(adata, "segment", layer="split_test", n_null=60, **HOW)
+        st.tl.biomarkers(adata, "segment", layer="split_test", n_null=60)
     assert not adata.uns["biomarkers_params"]["protected"]
     with pytest.warns(UserWarning, match="optimistic"):
-        st.tl.biomarkers(adata, "segment", layer="split_train", protect=None, n_null=60, **HOW)
+        st.tl.biomarkers(adata, "segment", layer="split_train", protect=None, n_null=60)
 
 
 @pytest.mark.parametrize("column", ["region_id", "areas_region", "band_pred", "segment_id"])
-def test_regions_and_predictions_are_known_too(line, quick_net, column):
+def test_regions_and_predictions_raise_a_warning(line, quick_net, column):
     if column == "areas_region":
         st.tl.region_graph(line, key_added="areas", library_key="library")
     elif column == "band_pred":
-        st.tl.multitask(line, "band", key_added="joint", params=quick_net | {"epochs": 1}, **HOW)
+        st.tl.multitask(line, "band", key_added="joint", params=quick_net | {"epochs": 1})
     largest = str(line.obs[column].mode()[0])
     with pytest.warns(UserWarning, match="only groups of `st.tl.segment` can be found again"):
-        st.tl.biomarkers(line, column, n_null=60, library_key="library", groups=[largest], **HOW)
+        st.tl.biomarkers(line, column, n_null=60, library_key="library", groups=[largest])
 
 
-def test_annotations_of_a_pathologist_are_no_groups_of_this_package(banded, tmp_path):
+def test_annotations_raise_no_warning(banded, tmp_path):
     adata = banded.copy()
     boxes = [[[x, -1], [x + 8, -1], [x + 8, 24], [x, 24], [x, -1]] for x in (-0.5, 7.5)]
     features = [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [box]}, "properties": {"name": name}}
@@ -245,20 +232,20 @@ def test_annotations_of_a_pathologist_are_no_groups_of_this_package(banded, tmp_
     st.io.read_annotations(adata, tmp_path / "slide.geojson")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        st.tl.biomarkers(adata, "annotation", n_null=50, **HOW)
+        st.tl.biomarkers(adata, "annotation", n_null=50)
     assert not adata.uns["biomarkers_params"]["protected"]
 
 
-def test_labels_are_spread_again(banded, quick_params):
+def test_segments_of_labels_are_found_again(banded, quick_params):
     adata = banded.copy()
     adata.obs["few"] = adata.obs["band"].where(np.arange(adata.n_obs) % 15 == 0)
-    st.tl.segment(adata, labels_key="few", params=quick_params, **HOW)
-    st.tl.biomarkers(adata, "segment", n_null=60, **HOW)
+    st.tl.segment(adata, labels_key="few", params=quick_params)
+    st.tl.biomarkers(adata, "segment", n_null=60)
     assert adata.uns["biomarkers_params"]["protect_agreement"] > 0.5
     assert list(pd.unique(adata.uns["biomarkers"]["group"])) == ["a", "b", "c"]
 
 
-def test_clusters_of_homogeneous_tissue_are_not_marked():
+def test_held_out_counts_control_the_fdr_of_clusters():
     """Groups found in one half and tested on the other have no markers; on the same counts many."""
     from sklearn.mixture import GaussianMixture
 
@@ -271,7 +258,7 @@ def test_clusters_of_homogeneous_tissue_are_not_marked():
             st.pp.normalize(work)
             found = GaussianMixture(3, random_state=0).fit_predict(work.obsm["X_pca"][:, :8])
             adata.obs["cluster"] = pd.Categorical(found.astype(str))
-            st.tl.biomarkers(adata, "cluster", layer=tested, n_null=60, **HOW)
+            st.tl.biomarkers(adata, "cluster", layer=tested, n_null=60)
             out.append((adata.uns["biomarkers"]["pvals_adj"] < 0.05).mean())
     assert np.mean(split) <= 0.005
     assert np.mean(same) > 0.01

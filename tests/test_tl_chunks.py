@@ -22,7 +22,7 @@ KINDS = ("csr", "csc", "dense", "backed", "backed_csc", "backed_dense", "dask", 
 
 
 def _stored(adata: ad.AnnData, kind: str, folder: Path) -> ad.AnnData:
-    """The same section with ``X`` kept in one of many ways."""
+    """The same section with ``X`` of another type, or in a file."""
     matrix = {"csc": sparse.csc_matrix, "backed_csc": sparse.csc_matrix}.get(kind, sparse.csr_matrix)(adata.X)
     out = ad.AnnData(
         matrix.toarray() if kind in ("dense", "backed_dense") else matrix,
@@ -30,18 +30,19 @@ def _stored(adata: ad.AnnData, kind: str, folder: Path) -> ad.AnnData:
         var=adata.var.copy(),
         obsm={"spatial": adata.obsm["spatial"].copy()},
     )
-    if kind.startswith("backed") or kind == "dask":
+    if kind in ("backed", "backed_csc", "backed_dense", "dask"):
         out.write_h5ad(folder / f"{kind}.h5ad")
-    if kind.startswith("backed"):
+    if kind in ("backed", "backed_csc", "backed_dense"):
         return ad.read_h5ad(folder / f"{kind}.h5ad", backed="r")
     if kind == "dask":
         out.X = read_elem_lazy(h5py.File(folder / f"{kind}.h5ad")["X"], chunks=(60, adata.n_vars))
     if kind == "dask_columns":
         out.X = pytest.importorskip("dask.array").from_array(adata.X.toarray(), chunks=(70, 11))
-    if kind == "zarr":
+    if kind.endswith("zarr"):
         zarr = pytest.importorskip("zarr")
         out.write_zarr(folder / "x.zarr")
-        out.X = read_elem_lazy(zarr.open(str(folder / "x.zarr"))["X"])
+        stored = zarr.open(str(folder / "x.zarr"))["X"]
+        out.X = read_elem_lazy(stored) if kind == "zarr" else ad.io.sparse_dataset(stored)
     return out
 
 
@@ -55,13 +56,19 @@ def section(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
 
 
 @pytest.fixture
+def new(make_section: Callable[..., ad.AnnData]) -> ad.AnnData:
+    """A section that a model has not seen."""
+    return make_section("hex", rows=14, cols=18, seed=5)
+
+
+@pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stxtools._data.chunks.rows_per_chunk", lambda n_vars: 50)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", ["counts", "linear", "log"])
-def test_log_expression_is_that_in_memory(
+def test_log_expression_equals_that_in_memory(
     section: ad.AnnData, tmp_path: Path, small_chunks: None, kind: str, scale: str
 ) -> None:
     if scale == "linear":
@@ -85,7 +92,7 @@ def test_log_expression_is_that_in_memory(
     ("values", "scale"),
     [((9, 1), "counts"), ((1, 4.5), "log"), ((4.5, 99.5), "linear"), ((9, 99.5), "linear")],
 )
-def test_scale_is_that_of_all_chunks_together(
+def test_scale_is_detected_over_all_chunks(
     section: ad.AnnData, tmp_path: Path, small_chunks: None, values: tuple[float, float], scale: str
 ) -> None:
     section.X.data[:] = 1
@@ -96,7 +103,7 @@ def test_scale_is_that_of_all_chunks_together(
     assert lazy.uns["regions"].uns["params"]["expression_scale"] == scale
 
 
-def test_a_negative_value_in_a_late_chunk(section: ad.AnnData, tmp_path: Path, small_chunks: None) -> None:
+def test_negative_value_in_a_late_chunk_is_an_error(section: ad.AnnData, tmp_path: Path, small_chunks: None) -> None:
     section.X.data[-1] = -1
     with pytest.raises(ValueError, match="negative values"):
         st.tl.biomarkers(_stored(section, "backed", tmp_path), "band", n_null=50)
@@ -109,34 +116,36 @@ def model(section: ad.AnnData, quick_unet: dict[str, Any], tmp_path: Path) -> Pa
     return path
 
 
+def _assert_same_segments(lazy: ad.AnnData, in_memory: ad.AnnData) -> None:
+    assert is_out_of_core(lazy.X)
+    assert in_memory.obs["segment"].tolist() == lazy.obs["segment"].tolist()
+    for key in ("X_unet", "segment_proba"):
+        np.testing.assert_array_equal(in_memory.obsm[key], lazy.obsm[key])
+
+
 @pytest.mark.parametrize("kind", ["backed", "backed_csc", "dask", "zarr"])
 def test_model_applied_out_of_core_equals_in_memory(
-    make_section: Callable[..., ad.AnnData], model: Path, tmp_path: Path, small_chunks: None, kind: str
+    new: ad.AnnData, model: Path, tmp_path: Path, small_chunks: None, kind: str
 ) -> None:
-    new = make_section("hex", rows=14, cols=18, seed=5)
     lazy = _stored(new, kind, tmp_path)
-    st.tl.segment(new, model=model)
-    st.tl.segment(lazy, model=model)
-    assert is_out_of_core(lazy.X)
-    assert new.obs["segment"].tolist() == lazy.obs["segment"].tolist()
-    np.testing.assert_array_equal(new.obsm["X_unet"], lazy.obsm["X_unet"])
-    np.testing.assert_array_equal(new.obsm["segment_proba"], lazy.obsm["segment_proba"])
+    for adata in (new, lazy):
+        st.tl.segment(adata, model=model)
+    _assert_same_segments(lazy, new)
 
 
-def test_training_on_a_small_matrix_out_of_core(
+def test_training_on_a_small_matrix_out_of_core_equals_in_memory(
     section: ad.AnnData, quick_unet: dict[str, Any], tmp_path: Path, small_chunks: None
 ) -> None:
     lazy = _stored(section, "backed", tmp_path)
     for adata in (section, lazy):
         st.tl.segment(adata, 3, params=quick_unet)
-    assert is_out_of_core(lazy.X)
-    np.testing.assert_array_equal(section.obsm["segment_proba"], lazy.obsm["segment_proba"])
+    _assert_same_segments(lazy, section)
 
 
-def test_training_on_a_large_matrix_out_of_core(
+def test_training_on_a_large_matrix_uses_components_of_a_sample(
     section: ad.AnnData, quick_unet: dict[str, Any], tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Components are those of a sample, by scikit-learn; with them all goes on as it does in memory."""
+    """They equal scikit-learn's; the training with them equals that in memory."""
     taken, sample = [], Expression.sample
     monkeypatch.setattr("stxtools._data.expression.MAX_SAMPLED", section.X.nnz // 2)
     monkeypatch.setattr(Expression, "sample", lambda *args: taken.append(sample(*args)) or taken[-1])
@@ -154,35 +163,30 @@ def test_training_on_a_large_matrix_out_of_core(
 
     pca = PCA(found.components.shape[1]).fit(logged(taken[0]))
     np.testing.assert_allclose(found.mean, pca.mean_, rtol=1e-5)
-    turns = found.components.T @ pca.components_.T
-    np.testing.assert_allclose(np.abs(turns), np.eye(len(turns)), atol=1e-3)
+    products = found.components.T @ pca.components_.T
+    np.testing.assert_allclose(np.abs(products), np.eye(len(products)), atol=1e-3)
     section.obsm["X_pca"] = (logged(section.X) - found.mean) @ found.components
     st.tl.segment(section, 3, params=quick_unet, use_rep="X_pca")
     np.testing.assert_allclose(section.obsm["segment_proba"], lazy.obsm["segment_proba"], atol=1e-4)
 
 
-def test_read_lazy_works_once_the_tables_are_read(
-    make_section: Callable[..., ad.AnnData], model: Path, tmp_path: Path
-) -> None:
+def test_read_lazy_works_with_obs_and_var_in_memory(new: ad.AnnData, model: Path, tmp_path: Path) -> None:
     pytest.importorskip("xarray")
-    new = make_section("hex", rows=14, cols=18, seed=5)
     new.write_zarr(tmp_path / "new.zarr")
     lazy = read_lazy(str(tmp_path / "new.zarr"))
     with pytest.raises(TypeError, match="to_memory"):
         st.tl.segment(lazy, model=model)
     lazy.obs, lazy.var = lazy.obs.to_memory(), lazy.var.to_memory()
-    st.tl.segment(new, model=model)
-    st.tl.segment(lazy, model=model)
-    assert is_out_of_core(lazy.X)
-    np.testing.assert_array_equal(new.obsm["segment_proba"], lazy.obsm["segment_proba"])
+    for adata in (new, lazy):
+        st.tl.segment(adata, model=model)
+    _assert_same_segments(lazy, new)
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_same(
-    make_section: Callable[..., ad.AnnData], model: Path, tmp_path: Path, small_chunks: None
+def test_two_dask_workers_give_the_same_segments(
+    new: ad.AnnData, model: Path, tmp_path: Path, small_chunks: None
 ) -> None:
     distributed = pytest.importorskip("distributed")
-    new = make_section("hex", rows=14, cols=18, seed=5)
     backed, dask = _stored(new, "backed", tmp_path), _stored(new, "dask", tmp_path)
     st.tl.segment(new, model=model)
     with (
@@ -194,13 +198,10 @@ def test_two_workers_give_the_same(
         worked = client.run(lambda dask_worker: dask_worker.state.task_counter.current_count())
     assert len(worked) == 2
     for lazy in (backed, dask):
-        np.testing.assert_array_equal(new.obsm["segment_proba"], lazy.obsm["segment_proba"])
+        _assert_same_segments(lazy, new)
 
 
-def test_nan_in_a_late_chunk_is_reported_and_nothing_written(
-    make_section: Callable[..., ad.AnnData], model: Path, tmp_path: Path
-) -> None:
-    new = make_section("hex", rows=14, cols=18, seed=5)
+def test_nan_in_a_late_chunk_is_an_error_and_nothing_is_written(new: ad.AnnData, model: Path, tmp_path: Path) -> None:
     new.X.data[-1] = np.nan
     lazy = _stored(new, "dask", tmp_path)
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -210,7 +211,7 @@ def test_nan_in_a_late_chunk_is_reported_and_nothing_written(
 
 
 @pytest.mark.parametrize("kind", ["dask", "dask_columns", "zarr"])
-def test_normalize_leaves_a_dask_array_where_it_is(section: ad.AnnData, tmp_path: Path, kind: str) -> None:
+def test_normalize_keeps_a_dask_array_out_of_core(section: ad.AnnData, tmp_path: Path, kind: str) -> None:
     lazy = _stored(section, kind, tmp_path)
     for adata in (section, lazy):
         st.pp.normalize(adata, n_top_genes=8, n_comps=3, scale=True)
@@ -225,8 +226,9 @@ def test_normalize_leaves_a_dask_array_where_it_is(section: ad.AnnData, tmp_path
     np.testing.assert_array_equal(lazy.obsm["X_pca"], section.obsm["X_pca"])
 
 
-def test_normalize_a_large_dask_array(section: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Components come from some observations, and every observation has its scores on them."""
+def test_normalize_projects_a_large_dask_array_on_components_of_a_sample(
+    section: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("stxtools._data.expression.MAX_SAMPLED", section.X.nnz // 2)
     lazy = _stored(section, "dask", tmp_path)
     st.pp.normalize(lazy, n_comps=3, scale=True)
@@ -239,15 +241,8 @@ def test_normalize_a_large_dask_array(section: ad.AnnData, tmp_path: Path, monke
     np.testing.assert_allclose(lazy.varm["PCs"] / weights[:-1], deviation, rtol=0.1)  # that of the sample
 
 
-def test_other_calls_read_what_is_out_of_core(section: ad.AnnData, tmp_path: Path) -> None:
-    section.obs["band"] = section.obs["band"].astype("category")
+def test_evaluate_out_of_core_equals_in_memory(section: ad.AnnData, tmp_path: Path) -> None:
     lazy = _stored(section, "dask", tmp_path)
     for adata in (section, lazy):
-        st.tl.region_graph(adata, "band", max_size=20)
-        st.tl.biomarkers(adata, "band", n_null=50)
         st.tl.evaluate(adata, ["lda"], region_key="band", n_folds=3, n_seeds=1, show_progress=False)
-    regions, expected = lazy.uns["regions"], section.uns["regions"]
-    np.testing.assert_array_equal(regions.X.toarray(), expected.X.toarray())
-    assert lazy.uns["biomarkers"].equals(section.uns["biomarkers"])
-    accuracies = [st.get.evaluation(adata, "accuracy")["mean"] for adata in (lazy, section)]
-    np.testing.assert_allclose(*accuracies)
+    np.testing.assert_allclose(*(st.get.evaluation(adata, "accuracy")["mean"] for adata in (lazy, section)))
