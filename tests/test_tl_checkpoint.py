@@ -39,7 +39,7 @@ SHARED: dict[str, Any] = {"n_seeds": 2, "n_folds": 3}
 
 
 @pytest.mark.parametrize("damage", [b"", b'[{"model": "m", "tar', b"5", b"\xff,not a row"])
-def test_a_damaged_file_costs_its_fold(adata: ad.AnnData, tmp_path: Path, damage: bytes) -> None:
+def test_fold_of_a_damaged_file_is_run_again(adata: ad.AnnData, tmp_path: Path, damage: bytes) -> None:
     path, calls = tmp_path / "run", list[int]()
     how = {"region_key": "compartment", "biomarker_key": "disease", "checkpoint": path} | SHARED
     st.tl.evaluate(adata, {"m": _counted(calls)}, **how)
@@ -52,8 +52,56 @@ def test_a_damaged_file_costs_its_fold(adata: ad.AnnData, tmp_path: Path, damage
     assert len(calls) - before == 2  # a fold is trained on both targets, and never more than once
 
 
+def test_interrupted_evaluation_resumes_where_it_stopped(adata: ad.AnnData, tmp_path: Path) -> None:
+    path, calls = tmp_path / "run", list[int]()
+
+    def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        calls.append(random_state)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        rng = np.random.default_rng(random_state)
+        return [rng.dirichlet(np.ones(n_classes), size=s.n_obs) for s in sections]
+
+    how: dict[str, Any] = {"region_key": "compartment"} | SHARED
+    with pytest.raises(KeyboardInterrupt):
+        st.tl.evaluate(adata, {"m": model}, checkpoint=path, **how)
+    assert "evaluation" not in adata.uns
+    st.tl.evaluate(adata, {"m": model}, checkpoint=path, **how)
+    assert len(calls) == 4 + 3  # three were done, one was interrupted
+    whole = st.tl.evaluate(adata, {"m": model}, copy=True, **how)
+    assert whole is not None
+    pd.testing.assert_frame_equal(_without_time(adata.uns["evaluation"]), _without_time(whole.uns["evaluation"]))
+    before = len(calls)
+    st.tl.evaluate(adata, {"m": model, "l": "nearest_label"}, checkpoint=path, **how)  # another model joins
+    assert len(calls) == before
+    assert len(adata.uns["evaluation"]) == 12
+
+
+@pytest.mark.parametrize("change", ["labels", "expression", "folds", "params", "raster"])
+def test_checkpoint_of_other_data_or_settings_is_not_read(adata: ad.AnnData, tmp_path: Path, change: str) -> None:
+    path = tmp_path / "run"
+    how: dict[str, Any] = {"region_key": "compartment", "n_seeds": 1, "checkpoint": path}
+    st.tl.evaluate(adata, ["logistic"], **how)
+    before = set(path.iterdir())
+    if change == "labels":
+        adata.obs["compartment"] = adata.obs["compartment"].to_numpy()[::-1]
+    elif change == "expression":
+        adata.X[0, 0] += 1
+    elif change == "folds":
+        how["n_folds"] = 4
+    elif change == "raster":
+        st.pp.rasterize(adata, pixel_size=500.0)
+    else:
+        how["params"] = {"logistic": {"C": 2.0}}
+    st.tl.evaluate(adata, ["logistic"], **how)
+    found = adata.uns["evaluation"]
+    assert len(set(path.iterdir()) - before) == len(found)
+    st.tl.evaluate(adata, ["logistic"], **{**how, "checkpoint": None})
+    pd.testing.assert_frame_equal(_without_time(adata.uns["evaluation"]), _without_time(found))
+
+
 @pytest.mark.parametrize("odd", ["a#b", 'q"q', "x,y", "new\nline", "back\\n", "#", " "])
-def test_any_name_may_stand_in_a_checkpoint(adata: ad.AnnData, tmp_path: Path, odd: str) -> None:
+def test_checkpoint_holds_any_names_of_keys_libraries_and_models(adata: ad.AnnData, tmp_path: Path, odd: str) -> None:
     library = odd.replace("\\", "-")  # no file holds a key with a backslash
     adata.obs[f"key{odd}"] = adata.obs["compartment"]
     adata.obs["library"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 2, library, "two"))
@@ -67,7 +115,7 @@ def test_any_name_may_stand_in_a_checkpoint(adata: ad.AnnData, tmp_path: Path, o
     assert len(calls) == 4
 
 
-def test_a_function_is_known_by_its_code(adata: ad.AnnData, tmp_path: Path) -> None:
+def test_checkpoint_tells_functions_apart_by_their_code(adata: ad.AnnData, tmp_path: Path) -> None:
     def sharp(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
         return [np.eye(n_classes)[np.full(s.n_obs, n_classes - 1)] for s in sections]
 
@@ -85,7 +133,7 @@ def test_a_function_is_known_by_its_code(adata: ad.AnnData, tmp_path: Path) -> N
     assert not first["accuracy"].equals(adata.uns["evaluation"]["accuracy"])
 
 
-def test_a_function_is_known_by_what_it_is_bound_to(adata: ad.AnnData, tmp_path: Path) -> None:
+def test_checkpoint_tells_functions_apart_by_their_bound_arguments(adata: ad.AnnData, tmp_path: Path) -> None:
     def model(*args: Any, layers: Any) -> list[np.ndarray]:
         calls.append(layers)
         return [np.full((s.n_obs, args[2]), 1 / args[2]) for s in args[0]]
@@ -120,7 +168,7 @@ def test_processes_share_a_checkpoint(tmp_path: Path) -> None:
     assert len(list(path.iterdir())) == 20
 
 
-def test_a_checkpoint_on_a_full_disk_is_an_os_error(adata: ad.AnnData, tmp_path: Path) -> None:
+def test_checkpoint_on_a_full_disk_is_an_os_error(adata: ad.AnnData, tmp_path: Path) -> None:
     path, before = tmp_path / "run", adata.copy()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))

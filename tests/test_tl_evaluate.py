@@ -25,6 +25,8 @@ from sklearn.preprocessing import StandardScaler
 import stxtools as st
 
 FAST = ["lda", "nearest_label"]
+Model = Callable[[list[Any], list[np.ndarray], int, int], list[np.ndarray]]
+BY_LIBRARY: dict[str, Any] = {"scheme": "library", "library_key": "library", "n_seeds": 1}
 
 
 @pytest.fixture
@@ -34,6 +36,16 @@ def adata(generated: Callable[..., ad.AnnData]) -> ad.AnnData:
 
 def _without_time(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="seconds")
+
+
+def _spy(record: Callable[[list[Any], list[np.ndarray]], object]) -> Model:
+    """Record what a model is given; predict the same probability for all classes."""
+
+    def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+        record(sections, labels)
+        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
+
+    return model
 
 
 # ------------------------------------------------------------------------------------------------- splits
@@ -51,17 +63,13 @@ def _folds(adata: ad.AnnData, scheme: str, n_folds: int = 5, seed: int = 0) -> n
     """Fold of every observation: the one in which its label is hidden from the model, exactly one."""
     hidden = []
 
-    def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
-        mask = np.empty(adata.n_obs, dtype=bool)
+    def record(sections: list[Any], labels: list[np.ndarray]) -> None:
+        hidden.append(np.empty(adata.n_obs, dtype=bool))
         for name, codes in zip(adata.obs["library"].cat.categories, labels, strict=True):
-            mask[(adata.obs["library"] == name).to_numpy()] = codes < 0
-        hidden.append(mask)
-        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
+            hidden[-1][(adata.obs["library"] == name).to_numpy()] = codes < 0
 
-    st.tl.evaluate(
-        adata, {"m": model}, region_key="half", scheme=scheme, n_folds=n_folds, n_seeds=1, random_state=seed,
-        use_rep="rep", library_key="library", show_progress=False,
-    )  # fmt: skip
+    how = BY_LIBRARY | {"scheme": scheme, "n_folds": n_folds, "random_state": seed, "show_progress": False}
+    st.tl.evaluate(adata, {"m": _spy(record)}, region_key="half", use_rep="rep", **how)
     assert len(hidden) == len(adata.uns["evaluation"])
     np.testing.assert_array_equal(np.sum(hidden, axis=0), 1)
     return np.argmax(hidden, axis=0)
@@ -92,7 +100,7 @@ def test_blocks_keep_neighbours_together_and_random_splits_do_not() -> None:
     assert same["random"] == pytest.approx(0.2, abs=0.05)
 
 
-def test_seeds_draw_other_blocks_and_libraries_are_whole_folds() -> None:
+def test_seeds_draw_different_blocks_and_libraries_are_whole_folds() -> None:
     xy = np.random.default_rng(0).uniform(size=(200, 2))
     one, two = _tissue(xy), _tissue(xy, np.where(np.arange(200) % 2, "b", "a"))
     assert not np.array_equal(_folds(one, "block"), _folds(one, "block", seed=1))
@@ -112,9 +120,8 @@ def test_scores_are_averages_over_the_classes_of_the_fold(seed: int, n: int, k: 
     adata = _tissue(rng.uniform(size=(len(truth), 2)))
     adata.obs["half"] = pd.Categorical.from_codes(truth, [f"c{i}" for i in range(k)])
     fold = _folds(adata, "random", 2)
-    st.tl.evaluate(
-        adata, {"m": lambda *_: [proba]}, region_key="half", scheme="random", n_folds=2, n_seeds=1, use_rep="rep"
-    )
+    how: dict[str, Any] = {"scheme": "random", "n_folds": 2, "n_seeds": 1, "use_rep": "rep"}
+    st.tl.evaluate(adata, {"m": lambda *_: [proba]}, region_key="half", **how)
     for at, row in enumerate(adata.uns["evaluation"].itertuples()):
         y, p = truth[fold == at], proba[fold == at]
         called = p.argmax(axis=1)
@@ -132,12 +139,11 @@ def test_scores_are_averages_over_the_classes_of_the_fold(seed: int, n: int, k: 
         assert row.auroc == pytest.approx(np.mean(np.divide(above, pairs)))
 
 
-def test_scores_of_a_single_class() -> None:
+def test_auroc_of_a_fold_with_one_class_is_missing() -> None:
     adata = _tissue(np.random.default_rng(0).uniform(size=(60, 2)), np.repeat(["x", "y", "z"], 20))
     adata.obs.loc[adata.obs["library"] == "z", "half"] = "a"
     sure = np.tile([0.9, 0.1], (20, 1))
-    how: dict[str, Any] = {"region_key": "half", "scheme": "library", "library_key": "library", "use_rep": "rep"}
-    st.tl.evaluate(adata, {"m": lambda *_: [sure, sure, sure]}, n_seeds=1, **how)
+    st.tl.evaluate(adata, {"m": lambda *_: [sure, sure, sure]}, region_key="half", use_rep="rep", **BY_LIBRARY)
     row = adata.uns["evaluation"].set_index("fold").loc["z"]
     assert row["accuracy"] == 1
     assert np.isnan(row["auroc"])
@@ -147,13 +153,8 @@ def test_scores_of_a_single_class() -> None:
 
 
 def test_models_never_see_a_test_label(adata: ad.AnnData) -> None:
-    truth = adata.obs["compartment"].cat.codes.to_numpy()
-    seen = []
-
-    def spy(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
-        seen.append(labels[0].copy())
-        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
-
+    truth, seen = adata.obs["compartment"].cat.codes.to_numpy(), []
+    spy = _spy(lambda sections, labels: seen.append(labels[0].copy()))
     st.tl.evaluate(adata, {"spy": spy}, region_key="compartment", n_seeds=1)
     table = adata.uns["evaluation"]
     assert len(seen) == len(table) == 5
@@ -164,29 +165,26 @@ def test_models_never_see_a_test_label(adata: ad.AnnData) -> None:
     np.testing.assert_array_equal(hidden.sum(axis=0), 1)  # each observation is predicted once
 
 
-def test_genes_and_components_of_library_splits_come_from_training_sections(
-    make_section: Callable[..., ad.AnnData],
-) -> None:
+def test_features_of_library_splits_come_from_training_sections(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section(libraries=2, rows=12, cols=12)
     other = adata.copy()
     rows = np.flatnonzero(other.obs["library"] == "lib1")
     counts = other.X.toarray()
     counts[rows] = np.random.default_rng(0).poisson(3, size=counts[rows].shape)
     other.X = sparse.csr_matrix(counts.astype(np.float32))
-    read: dict[int, list[np.ndarray]] = {}
+    read: dict[int, list[np.ndarray]] = {0: [], 1: []}
 
-    def spy(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+    def record(sections: list[Any], labels: list[np.ndarray]) -> None:
         test = int((labels[1] < 0).all())
-        read.setdefault(test, []).append(sections[1 - test].features)
-        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
+        read[test].append(sections[1 - test].features)
 
     for data in (adata, other):
-        st.tl.evaluate(data, {"spy": spy}, region_key="band", scheme="library", library_key="library", n_seeds=1)
-    np.testing.assert_array_equal(read[1][0], read[1][1])  # lib1 left out: what lib1 holds cannot move lib0's features
-    assert not np.array_equal(read[0][0], read[0][1])
+        st.tl.evaluate(data, {"spy": _spy(record)}, region_key="band", **BY_LIBRARY)
+    np.testing.assert_array_equal(*read[1])  # lib1 is held out: its expression cannot change lib0's features
+    assert not np.array_equal(*read[0])
 
 
-def test_labels_that_are_missing_are_neither_learned_nor_judged(adata: ad.AnnData) -> None:
+def test_missing_labels_are_neither_trained_on_nor_scored(adata: ad.AnnData) -> None:
     adata.obs.loc[adata.obs_names[::2], "compartment"] = np.nan
     st.tl.evaluate(adata, FAST, region_key="compartment", n_seeds=1)
     table = adata.uns["evaluation"].query("model == 'lda'")
@@ -194,7 +192,7 @@ def test_labels_that_are_missing_are_neither_learned_nor_judged(adata: ad.AnnDat
     assert (table["n_train"] + table["n_test"] == 200).all()
 
 
-def test_random_splits_are_marked_as_leaky() -> None:
+def test_random_splits_are_marked_as_leaky_and_score_higher() -> None:
     adata = st.datasets.synthetic_tissue(2_000, 8, random_state=0, show_progress=False)
     st.tl.evaluate(adata, "nearest_label", region_key="compartment", scheme=["block", "random"], n_seeds=2)
     table = st.get.evaluation(adata, "accuracy")
@@ -207,7 +205,7 @@ def test_random_splits_are_marked_as_leaky() -> None:
 
 
 @pytest.mark.parametrize("name", ["unet", "gnn", "random_forest", "random_forest_means", "lda", "logistic"])
-def test_baselines_learn_what_is_easy(name: str) -> None:
+def test_baselines_learn_easy_tissue(name: str) -> None:
     params = {
         "unet": {"width": 8, "epochs": 8, "pretrain": "none", "sigmas": (0.0, 1.0), "lr": 0.01},
         "gnn": {"hidden": 16, "out_channels": 8, "heads": 2, "epochs": 30, "lr": 0.01},
@@ -215,92 +213,71 @@ def test_baselines_learn_what_is_easy(name: str) -> None:
         "random_forest_means": {"n_estimators": 20},
     }.get(name)
     adata = st.datasets.synthetic_tissue(250, 20, difficulty=0.0, random_state=0, show_progress=False)
-    st.tl.evaluate(
-        adata,
-        [name],
-        region_key="compartment",
-        biomarker_key="disease",
-        n_seeds=1,
-        max_folds=1,
-        params={name: params} if params else None,
-        accelerator="cpu",
-    )
-    by = adata.uns["evaluation"].set_index("target")
-    assert by.loc["region", "auroc"] > 0.8
-    assert by.loc["biomarker", "accuracy"] > 0.5
+    how: dict[str, Any] = {"n_seeds": 1, "max_folds": 1, "params": {name: params} if params else None}
+    st.tl.evaluate(adata, [name], region_key="compartment", biomarker_key="disease", accelerator="cpu", **how)
+    by = adata.uns["evaluation"].set_index("target")["auroc"]
+    assert by["region"] > 0.8
+    assert by["biomarker"] > 0.6
 
 
-def test_nearest_label_is_the_nearest_and_a_section_without_labels_gets_the_shares() -> None:
-    def nearest(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
-        (s,), (codes,) = sections, labels
-        known = codes >= 0
-        return [np.eye(n_classes)[codes[known][cKDTree(s.xy[known]).query(s.xy)[1]]]]
-
-    xy = np.random.default_rng(0).uniform(size=(400, 2))  # no two distances are equal
-    one = _tissue(xy)
-    models = {"nearest_label": "nearest_label", "by hand": nearest}
-    st.tl.evaluate(one, models, region_key="half", n_seeds=1, use_rep="rep")
-    accuracy = one.uns["evaluation"].pivot(index="fold", columns="model", values="accuracy")
-    np.testing.assert_array_equal(accuracy["nearest_label"], accuracy["by hand"])
-
-    two = _tissue(xy, np.where(np.arange(400) < 150, "x", "y"))
-    two.obs["half"] = pd.Categorical(np.where(np.arange(400) % 3, "often", "seldom"))
-    how: dict[str, Any] = {"region_key": "half", "scheme": "library", "library_key": "library", "use_rep": "rep"}
-    st.tl.evaluate(two, "nearest_label", n_seeds=1, **how)
-    for row in two.uns["evaluation"].itertuples():
-        assert row.accuracy == pytest.approx((two.obs["half"] == "often")[two.obs["library"] == row.fold].mean())
-        assert row.auroc == 0.5  # the same probabilities everywhere
+def _nearest(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+    """Inverse distances to the nearest label of each class, normalised."""
+    (s,), (codes,) = sections, labels
+    near = np.stack([1 / (cKDTree(s.xy[codes == c]).query(s.xy)[0] + 1e-9) for c in range(n_classes)], axis=1)
+    return [near / near.sum(axis=1, keepdims=True)]
 
 
-def test_lda_reads_the_means_over_19_and_61_observations() -> None:
+def _lda(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
+    """Shrinkage LDA on the means over the 19 and 61 nearest observations."""
+    (s,), (codes,) = sections, labels
+    near = np.argsort(((s.xy[:, None] - s.xy[None]) ** 2).sum(-1), axis=1)
+    z = np.concatenate([s.features.astype(float)[near[:, :k]].mean(1) for k in (19, 61)], axis=1)
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    return [make_pipeline(StandardScaler(), lda).fit(z[codes >= 0], codes[codes >= 0]).predict_proba(z)]
+
+
+@pytest.mark.parametrize(("name", "by_hand"), [("nearest_label", _nearest), ("lda", _lda)])
+def test_simple_baselines_equal_their_definition(name: str, by_hand: Model) -> None:
     rng = np.random.default_rng(0)
     adata = _tissue(rng.uniform(size=(150, 2)))
     adata.obs["half"] = pd.Categorical(np.where(adata.obsm["spatial"][:, 0] > 0.5, "a", "b"))
     adata.obsm["rep"] = rng.normal(size=(150, 3)) + (adata.obs["half"] == "a").to_numpy()[:, None]
+    st.tl.evaluate(adata, {name: name, "by hand": by_hand}, region_key="half", n_seeds=1, use_rep="rep")
+    for metric in ("accuracy", "auroc"):
+        found = adata.uns["evaluation"].pivot(index="fold", columns="model", values=metric)
+        np.testing.assert_allclose(found[name], found["by hand"], atol=1e-3)
 
-    def by_hand(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
-        (s,), (codes,) = sections, labels
-        near = np.argsort(((s.xy[:, None] - s.xy[None]) ** 2).sum(-1), axis=1)
-        z = np.concatenate([s.features.astype(float)[near[:, :k]].mean(1) for k in (19, 61)], axis=1)
-        lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        model = make_pipeline(StandardScaler(), lda).fit(z[codes >= 0], codes[codes >= 0])
-        return [model.predict_proba(z)]
 
-    st.tl.evaluate(adata, {"lda": "lda", "by hand": by_hand}, region_key="half", n_seeds=1, use_rep="rep")
-    found = adata.uns["evaluation"].pivot(index="fold", columns="model", values="auroc")
-    np.testing.assert_allclose(found["lda"], found["by hand"], atol=1e-3)
+def test_nearest_label_predicts_the_shares_in_a_section_without_labels() -> None:
+    adata = _tissue(np.random.default_rng(0).uniform(size=(400, 2)), np.where(np.arange(400) < 150, "x", "y"))
+    adata.obs["half"] = pd.Categorical(np.where(np.arange(400) % 3, "often", "seldom"))
+    st.tl.evaluate(adata, "nearest_label", region_key="half", use_rep="rep", **BY_LIBRARY)
+    for row in adata.uns["evaluation"].itertuples():
+        assert row.accuracy == pytest.approx((adata.obs["half"] == "often")[adata.obs["library"] == row.fold].mean())
+        assert row.auroc == 0.5  # the same probabilities everywhere
 
 
 @pytest.mark.parametrize("name", ["lda", "random_forest"])
-def test_classes_that_training_lacks_are_never_predicted(name: str) -> None:
+def test_classes_without_training_labels_are_never_predicted(name: str) -> None:
     rng = np.random.default_rng(0)
     adata = _tissue(rng.uniform(size=(90, 2)), np.repeat(["x", "y", "z"], 30))
     adata.obsm["rep"] = rng.normal(size=(90, 4))
     codes = np.where(adata.obs["library"] == "z", 2 + np.arange(90) % 2, np.arange(90) % 2)
     adata.obs["half"] = pd.Categorical.from_codes(codes, ["p", "q", "r", "s"])
-    how: dict[str, Any] = {"region_key": "half", "scheme": "library", "library_key": "library", "use_rep": "rep"}
-    st.tl.evaluate(adata, name, n_seeds=1, **how)
+    st.tl.evaluate(adata, name, region_key="half", use_rep="rep", **BY_LIBRARY)
     row = adata.uns["evaluation"].set_index("fold").loc["z"]
     assert row[["accuracy", "precision", "recall"]].tolist() == [0, 0, 0]
     assert row["auroc"] == 0.5  # the probability of both classes is 0 throughout
 
 
-def test_framework_runs_by_the_public_calls(
+def test_framework_predicts_regions_biomarkers_and_genes(
     adata: ad.AnnData, quick_unet: dict[str, Any], quick_net: dict[str, Any]
 ) -> None:
     params = {"framework": {"segment": {"params": quick_unet}, "multitask": {"params": quick_net | {"epochs": 30}}}}
     st.tl.evaluate(
-        adata,
-        ["framework"],
-        region_key="compartment",
-        biomarker_key="disease",
-        n_seeds=1,
-        max_folds=1,
-        params=params,
-        genes=np.int64(2),
-        noise=np.float32(0),
-        accelerator="cpu",
-    )
+        adata, ["framework"], region_key="compartment", biomarker_key="disease", n_seeds=1, max_folds=1, params=params,
+        genes=np.int64(2), noise=np.float32(0), accelerator="cpu",
+    )  # fmt: skip
     table = adata.uns["evaluation"].set_index("target")
     assert list(table.index) == ["biomarker", "region", "expression"]
     assert table.loc["region", "auroc"] > 0.6
@@ -309,16 +286,14 @@ def test_framework_runs_by_the_public_calls(
         st.tl.evaluate(adata, ["framework"], region_key="compartment", params={"framework": {"train": {}}})
 
 
-def test_framework_reads_all_genes_where_it_crosses_sections(tmp_path: Path, quick_unet: dict[str, Any]) -> None:
+def test_framework_reads_all_genes_across_sections(tmp_path: Path, quick_unet: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     two = _tissue(rng.uniform(0, 10, (120, 2)), np.repeat(["a", "b"], 60))
     adata = ad.AnnData(sparse.csr_matrix(rng.poisson(1.0, (120, 2100)).astype(np.float32)), two.obs, obsm=two.obsm)
     adata.obs["side"] = np.where(adata.obsm["spatial"][:, 0] > 5, "left", "right")
     joint = {"params": QUICK_NET, "save_model": tmp_path / "net.stx"}
-    st.tl.evaluate(
-        adata, ["framework"], region_key="side", scheme="library", library_key="library", n_seeds=1, max_folds=1,
-        params={"framework": {"segment": {"params": quick_unet}, "multitask": joint}}, accelerator="cpu",
-    )  # fmt: skip
+    params = {"framework": {"segment": {"params": quick_unet}, "multitask": joint}}
+    st.tl.evaluate(adata, ["framework"], region_key="side", max_folds=1, params=params, accelerator="cpu", **BY_LIBRARY)
     net = st.models.load(tmp_path / "net.stx")
     assert len(net.genes) == 2000  # the variable ones
     assert len(net.read_genes) > 2000
@@ -334,7 +309,7 @@ def test_hidden_genes_are_predicted_from_the_others() -> None:
 
 
 def _independent_gene(scale: str) -> ad.AnnData:
-    """Gene 0 has half of all molecules and varies by itself; the others are alike everywhere."""
+    """Gene 0 has half of all molecules and varies by itself; the others are the same everywhere."""
     rng = np.random.default_rng(8)
     counts = rng.poisson(rng.gamma(2.0, 2.0, 40), (200, 40)).astype(np.float32)
     counts[:, 0] = rng.poisson(150 * np.exp(rng.normal(0, 0.6, 200)))
@@ -351,19 +326,15 @@ def _independent_gene(scale: str) -> ad.AnnData:
 
 @pytest.mark.parametrize("scale", ["counts", "log", "linear", "layer"])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_depth_of_the_other_genes_does_not_tell_the_hidden_one(scale: str, noise: float) -> None:
+def test_hidden_gene_is_not_inferred_from_the_depth_of_the_others(scale: str, noise: float) -> None:
     adata, seen = _independent_gene(scale), []
-
-    def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
-        seen.append(np.expm1(sections[0].logged.toarray()).sum(axis=1))
-        return [np.full((s.n_obs, n_classes), 1 / n_classes) for s in sections]
-
-    st.tl.evaluate(adata, [model], region_key="side", genes=["0"], n_seeds=1, n_folds=2, max_folds=1, noise=noise)
+    spy = _spy(lambda sections, labels: seen.append(np.expm1(sections[0].logged.toarray()).sum(axis=1)))
+    st.tl.evaluate(adata, [spy], region_key="side", genes=["0"], n_seeds=1, n_folds=2, max_folds=1, noise=noise)
     hidden = adata.to_df()["0"]
     assert abs(np.corrcoef(np.log(seen[0]), hidden)[0, 1]) < 0.2 or np.ptp(seen[0]) < 1e-3 * seen[0].mean()
 
 
-def test_noise_is_put_on_the_counts_that_are_read_without_it() -> None:
+def test_noise_is_added_to_counts_wherever_they_are() -> None:
     how: dict[str, Any] = {"region_key": "side", "genes": ["0"], "n_seeds": 1, "n_folds": 2, "noise": 0.1}
     tables = []
     for scale in ("counts", "layer"):
@@ -376,7 +347,7 @@ def test_noise_is_put_on_the_counts_that_are_read_without_it() -> None:
 # ------------------------------------------------------------------------------------------------- table
 
 
-def test_same_seed_same_table_and_storable(adata: ad.AnnData, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_table(adata: ad.AnnData) -> None:
     how: dict[str, Any] = {"region_key": "compartment", "biomarker_key": "disease", "n_seeds": 2, "noise": [0.0, 0.2]}
     st.tl.evaluate(adata, FAST, **how)
     again = st.tl.evaluate(adata, FAST, copy=True, key_added="again", **how)
@@ -384,72 +355,15 @@ def test_same_seed_same_table_and_storable(adata: ad.AnnData, tmp_path: Path) ->
     assert "again" not in adata.uns
     pd.testing.assert_frame_equal(_without_time(adata.uns["evaluation"]), _without_time(again.uns["again"]))
     assert len(adata.uns["evaluation"]) == 2 * 2 * 2 * 5 * 2
-    for path, write, read in (
-        (tmp_path / "a.h5ad", "write_h5ad", ad.read_h5ad), (tmp_path / "a.zarr", "write_zarr", ad.read_zarr)
-    ):  # fmt: skip
-        getattr(adata, write)(path)
-        assert_same(dict(adata.uns["evaluation_params"]), dict(read(path).uns["evaluation_params"]))
-        pd.testing.assert_frame_equal(adata.uns["evaluation"], read(path).uns["evaluation"])
 
 
-def test_noise_costs_a_forest_accuracy(adata: ad.AnnData) -> None:
+def test_noise_lowers_the_auroc_of_a_random_forest(adata: ad.AnnData) -> None:
     st.tl.evaluate(
         adata, ["random_forest"], region_key="compartment", n_seeds=2, max_folds=2, noise=[0.0, 1.0],
         params={"random_forest": {"n_estimators": 20}},
     )  # fmt: skip
     by = st.get.evaluation(adata, "auroc").set_index("noise")["mean"]
     assert by[1.0] < by[0.0]
-
-
-def test_interrupted_run_goes_on_where_it_stopped(adata: ad.AnnData, tmp_path: Path) -> None:
-    path, calls = tmp_path / "run", []
-
-    def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
-        calls.append(random_state)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        rng = np.random.default_rng(random_state + len(calls) * 0)
-        return [rng.dirichlet(np.ones(n_classes), size=s.n_obs) for s in sections]
-
-    how: dict[str, Any] = {"region_key": "compartment", "n_seeds": 2, "max_folds": 3}
-    with pytest.raises(KeyboardInterrupt):
-        st.tl.evaluate(adata, {"m": model}, checkpoint=path, **how)
-    assert "evaluation" not in adata.uns
-    st.tl.evaluate(adata, {"m": model}, checkpoint=path, **how)
-    assert len(calls) == 4 + 3  # three were done, one broke off
-    whole = st.tl.evaluate(adata, {"m": model}, copy=True, **how)
-    assert whole is not None
-    pd.testing.assert_frame_equal(_without_time(adata.uns["evaluation"]), _without_time(whole.uns["evaluation"]))
-    before = len(calls)
-    st.tl.evaluate(adata, {"m": model, "l": "nearest_label"}, checkpoint=path, **how)  # another model joins
-    assert len(calls) == before
-    assert len(adata.uns["evaluation"]) == 12
-
-
-@pytest.mark.parametrize("change", ["labels", "expression", "folds", "params", "raster"])
-def test_stale_checkpoint_is_not_read(adata: ad.AnnData, tmp_path: Path, change: str) -> None:
-    path = tmp_path / "run"
-    how: dict[str, Any] = {"region_key": "compartment", "n_seeds": 1, "checkpoint": path}
-    st.tl.evaluate(adata, ["logistic"], **how)
-    before = set(path.iterdir())
-    if change == "labels":
-        adata.obs["compartment"] = adata.obs["compartment"].to_numpy()[::-1]
-    elif change == "expression":
-        adata.X[0, 0] += 1
-    elif change == "folds":
-        how["n_folds"] = 4
-    elif change == "raster":
-        st.pp.rasterize(adata, pixel_size=500.0)
-    else:
-        how["params"] = {"logistic": {"C": 2.0}}
-    st.tl.evaluate(adata, ["logistic"], **how)
-    found = adata.uns["evaluation"]
-    assert len(set(path.iterdir()) - before) == len(found)
-    st.tl.evaluate(adata, ["logistic"], **{**how, "checkpoint": None})
-    pd.testing.assert_frame_equal(_without_time(adata.uns["evaluation"]), _without_time(found))
-    (tmp_path / "file").write_text("something else\n")
-    with pytest.raises(ValueError, match="must name a folder"):
-        st.tl.evaluate(adata, ["logistic"], **{**how, "checkpoint": tmp_path / "file"})
 
 
 def test_summary_averages_folds_before_seeds(adata: ad.AnnData) -> None:
@@ -486,36 +400,32 @@ def test_summary_averages_folds_before_seeds(adata: ad.AnnData) -> None:
         ({"region_key": "compartment", "genes": ["none"]}, KeyError, "none"),
         ({"region_key": "compartment", "params": {"gnn": {}}}, ValueError, "params"),
         ({"region_key": "compartment", "checkpoint": "/no/such/folder/x.csv"}, ValueError, "folder that exists"),
+        ({"region_key": "compartment", "checkpoint": __file__}, ValueError, "must name a folder"),
         ({"region_key": "disease", "biomarker_key": "disease"}, ValueError, "both"),
         ({"region_key": "compartment", "key_added": "segment"}, ValueError, "overwrite"),
+        ({"region_key": "name"}, ValueError, "a class of its own"),
+        (
+            {"region_key": "compartment", "models": {"m": lambda s, y, k, r: [np.zeros((3, k))]}},
+            ValueError,
+            "one array",
+        ),
     ],
 )
-def test_bad_input_leaves_the_data_alone(
+def test_wrong_arguments_leave_the_data_unchanged(
     adata: ad.AnnData, how: dict[str, Any], error: type[Exception], words: str
 ) -> None:
+    adata.obs["name"] = adata.obs_names
     before = adata.copy()
     with pytest.raises(error, match=words):
         st.tl.evaluate(adata, how.pop("models", FAST), **how)
     assert_same(before, adata)
 
 
-def test_function_that_returns_the_wrong_shape_is_told_so(adata: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match="expected one array"):
-        st.tl.evaluate(adata, {"m": lambda s, y, k, r: [np.zeros((3, k))]}, region_key="compartment")
-
-
 def test_training_part_without_two_classes_is_an_error(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section(libraries=2)
     adata.obs["state"] = np.where(adata.obs["library"] == "lib0", "a", "b")
     with pytest.raises(ValueError, match="two classes are needed"):
-        st.tl.evaluate(adata, FAST, region_key="state", scheme="library", library_key="library")
-
-
-def test_a_class_for_each_observation_is_an_error(make_section: Callable[..., ad.AnnData]) -> None:
-    adata = make_section()
-    adata.obs["state"] = adata.obs_names
-    with pytest.raises(ValueError, match="a class of its own"):
-        st.tl.evaluate(adata, FAST, region_key="state")
+        st.tl.evaluate(adata, FAST, region_key="state", **BY_LIBRARY)
 
 
 # ------------------------------------------------------------------------------------------------- plots
@@ -531,7 +441,7 @@ def evaluated(generated: Callable[..., ad.AnnData]) -> ad.AnnData:
     return out
 
 
-def test_points_are_the_means(evaluated: ad.AnnData) -> None:
+def test_evaluation_plot_draws_the_means(evaluated: ad.AnnData) -> None:
     axes = st.pl.evaluation(evaluated, "accuracy")
     assert isinstance(axes, list)
     assert [ax.get_title() for ax in axes] == ["biomarker", "region"]
@@ -542,12 +452,11 @@ def test_points_are_the_means(evaluated: ad.AnnData) -> None:
     assert "random (leaky)" in [t.get_text() for t in axes[0].figure.legends[0].get_texts()]
 
 
-def test_lines_go_through_the_means_of_each_level(evaluated: ad.AnnData) -> None:
+def test_robustness_plot_draws_the_means_of_each_noise_level(evaluated: ad.AnnData) -> None:
     ax = st.pl.robustness(evaluated, target="region")
     table = st.get.evaluation(evaluated, "accuracy", target="region")
-    drawn = {
-        tuple(np.round(np.asarray(line.get_ydata(), dtype=float), 6)) for line in ax.lines if len(line.get_ydata()) == 2
-    }
+    lines = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines]
+    drawn = {tuple(np.round(line, 6)) for line in lines if len(line) == 2}
     for _, part in table.groupby(["model", "scheme"]):
         assert tuple(np.round(part.sort_values("noise")["mean"], 6)) in drawn
     _, own = plt.subplots()
@@ -555,7 +464,7 @@ def test_lines_go_through_the_means_of_each_level(evaluated: ad.AnnData) -> None
     assert own.get_title() == "x"
 
 
-def test_plots_say_what_is_missing(evaluated: ad.AnnData, adata: ad.AnnData) -> None:
+def test_plots_without_results_name_the_missing_call(evaluated: ad.AnnData, adata: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"st\.tl\.evaluate"):
         st.pl.evaluation(adata)
     with pytest.raises(KeyError, match=r"st\.tl\.tune"):
