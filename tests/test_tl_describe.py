@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from conftest import assert_same
+from conftest import assert_same, read_back
 from scipy import ndimage, sparse
 
 import stxtools as st
@@ -37,12 +38,9 @@ def _section(seed: int = 0, size: int = 40) -> ad.AnnData:
 
 def _net(n: int = 12, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    sets = {
-        "middle set": range(8),
-        **{f"random {i}": rng.choice(np.arange(13, 300), 8, replace=False) for i in range(n)},
-    }
-    return pd.DataFrame([(name, f"G{g}", 1.0) for name, genes in sets.items() for g in genes],
-                        columns=["source", "target", "weight"])  # fmt: skip
+    random = {f"random {i}": rng.choice(np.arange(13, 300), 8, replace=False) for i in range(n)}
+    rows = [(name, f"G{g}", 1.0) for name, genes in {"middle set": range(8), **random}.items() for g in genes]
+    return pd.DataFrame(rows, columns=["source", "target", "weight"])
 
 
 PAIRS = pd.DataFrame({"ligand": ["G10", "G20", "G30"], "receptor": ["G11_G12", "G21", "G31"]})
@@ -61,7 +59,7 @@ def _logged(adata: ad.AnnData) -> np.ndarray:
     return other.X.toarray()
 
 
-def test_activities_are_decouplers_and_the_planted_set_is_found() -> None:
+def test_activities_equal_decoupler_and_find_the_planted_set() -> None:
     decoupler = pytest.importorskip("decoupler", reason="the extra `describe` is not installed")
     adata = _marked(_section(), net=_net())
     table = st.get.describe(adata, "activity")
@@ -81,7 +79,7 @@ def test_activities_are_decouplers_and_the_planted_set_is_found() -> None:
     assert list(adata.uns["describe_params"]["kinds"]) == ["sets", "others"]
 
 
-def test_contact_scores_by_hand() -> None:
+def test_contact_scores_by_hand_find_the_planted_pair() -> None:
     adata = _marked(_section(), resource=PAIRS)
     logged, band = _logged(adata), adata.obs["band"].to_numpy()
     size = 40
@@ -103,7 +101,7 @@ def test_contact_scores_by_hand() -> None:
     assert st.get.describe(adata, group="outer")["contact"].item() == "G10^G11_G12 (middle)"
 
 
-def test_smooth_values_without_an_effect_are_not_called() -> None:
+def test_smooth_expression_without_an_effect_is_not_significant() -> None:
     rng, adata = np.random.default_rng(0), _section()
     fields = np.stack([ndimage.gaussian_filter(rng.normal(size=(40, 40)), 3).ravel() for _ in range(301)], axis=1)
     fields /= fields.std(axis=0)
@@ -116,31 +114,27 @@ def test_smooth_values_without_an_effect_are_not_called() -> None:
     assert (table["pvals_adj"] <= 0.05).mean() <= 0.02
 
 
-def test_files_copy_order_and_repeated_calls(tmp_path: Path) -> None:
+def test_tables_do_not_depend_on_row_order_and_survive_files(tmp_path: Path) -> None:
     adata = _section()
     st.tl.biomarkers(adata, "band", n_null=50)
     one = st.tl.describe(adata, "band", resource=PAIRS, n_null=50, copy=True)
     assert one is not None
     assert "describe" not in adata.uns
-    turned = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    permuted = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
     PAIRS.to_csv(tmp_path / "pairs.tsv", sep="\t", index=False)
-    st.tl.describe(turned, "band", resource=tmp_path / "pairs.tsv", n_null=50)
+    st.tl.describe(permuted, "band", resource=tmp_path / "pairs.tsv", n_null=50)
     for key in ("describe", "describe_evidence"):
-        pd.testing.assert_frame_equal(turned.uns[key], one.uns[key])
-    one.write_h5ad(tmp_path / "a.h5ad")
-    one.write_zarr(tmp_path / "a.zarr")
-    for back in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
-        for key in ("describe", "describe_evidence"):
-            pd.testing.assert_frame_equal(back.uns[key], one.uns[key], check_dtype=False)
-    st.tl.describe(one, "band")
-    assert len(one.uns["describe_evidence"]) == 0
-    assert "contact" not in one.uns["describe"]
-    one.write_h5ad(tmp_path / "b.h5ad")
-    pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "b.h5ad").uns["describe"], one.uns["describe"],
-                                  check_dtype=False)  # fmt: skip
+        pd.testing.assert_frame_equal(permuted.uns[key], one.uns[key])
+    without = st.tl.describe(one, "band", copy=True)
+    assert len(without.uns["describe_evidence"]) == 0
+    assert "contact" not in without.uns["describe"]
+    for described in (one, without):
+        for back in read_back(described, tmp_path):
+            for key in ("describe", "describe_evidence"):
+                pd.testing.assert_frame_equal(back.uns[key], described.uns[key], check_dtype=False)
 
 
-def test_resource_of_liana_by_name() -> None:
+def test_resource_is_read_from_liana_by_name() -> None:
     pytest.importorskip("liana", reason="the extra `describe` is not installed")
     adata = _section()
     adata.var_names = ["LGALS9", "PTPRC", *adata.var_names[2:]]
@@ -150,7 +144,7 @@ def test_resource_of_liana_by_name() -> None:
         st.tl.describe(adata, "band", resource="nothing")
 
 
-def test_plot() -> None:
+def test_pl_describe_draws_the_significant_contact() -> None:
     adata = _marked(_section(), resource=PAIRS)
     ax = st.pl.describe(adata, "contact", show=False)
     assert [text.get_text() for text in ax.get_xticklabels()] == ["outer → middle"]
@@ -161,7 +155,7 @@ def test_plot() -> None:
         st.pl.describe(adata, "activity")
 
 
-def test_bad_input_is_named_and_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_wrong_arguments_leave_the_data_unchanged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     adata = _section()
     with pytest.raises(KeyError, match=r"st\.tl\.biomarkers"):
         st.tl.describe(adata, "band")
@@ -180,7 +174,7 @@ def test_bad_input_is_named_and_changes_nothing(monkeypatch: pytest.MonkeyPatch,
     ):
         with pytest.raises(error, match=match):
             st.tl.describe(adata, **{"groupby": "band", **how})  # type: ignore[arg-type]
-    monkeypatch.setitem(__import__("sys").modules, "decoupler", None)
+    monkeypatch.setitem(sys.modules, "decoupler", None)
     with pytest.raises(ImportError, match=r"pip install 'stxtools\[describe\]'"):
         st.tl.describe(adata, "band", net=_net())
     with pytest.raises(KeyError, match=r"st\.tl\.describe"):
