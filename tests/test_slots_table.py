@@ -13,54 +13,45 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata.tests.helpers import assert_equal
+from conftest import assert_same, read_back
 from scipy import sparse
 
 import stxtools as st
 from stxtools import _keys
 from stxtools._docs import SLOTS, SlotRow
 
+FILES = tempfile.TemporaryDirectory()  # of models and annotations
 LIBRARIES = ("section_1", "section_2")
 NAMES = {"library": "{library}", "biomarker_key": "disease", "region_key": "band"}
 DICTS = {row.key for row in SLOTS if row.where.endswith("uns")}  # not looked into any deeper
 
 
-def _annotated(adata: ad.AnnData) -> None:
+def _read_annotations(adata: ad.AnnData) -> None:
     corners = [[-50, -50], [800, -50], [800, 800], [-50, 800], [-50, -50]]
     feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [corners]}}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "slide.geojson")
-        path.write_text(json.dumps(feature | {"properties": {"name": "Tumour"}}))
-        st.io.read_annotations(adata, path)
+    path = Path(FILES.name, "slide.geojson")
+    path.write_text(json.dumps(feature | {"properties": {"name": "Tumour"}}))
+    st.io.read_annotations(adata, path)
 
 
-def _looked_into(adata: ad.AnnData) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/net.stx"
-        st.tl.multitask(adata, None, "band", params={"epochs": 2}, save_model=path, copy=True)
-        st.tl.attention_fidelity(adata, path, max_regions=4)
+def _network(adata: ad.AnnData) -> str:
+    """Save a network that was trained on the section."""
+    path = f"{FILES.name}/net.stx"
+    st.tl.multitask(adata, None, "band", params={"epochs": 2}, save_model=path, copy=True)
+    return path
 
 
-def _distilled(adata: ad.AnnData) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/net.stx"
-        st.tl.multitask(adata, None, "band", params={"epochs": 2}, save_model=path, copy=True)
-        st.tl.distill(adata, path, save_model=f"{folder}/student.stx", params={"epochs": 2})
-
-
-def _pretrained(adata: ad.AnnData) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        st.tl.pretrain(adata, save_model=f"{folder}/start.stx", params={"width": 4, "pretrain_epochs": 1})
-
-
-# in the order in which a user calls them; each works on what the calls before it left
+# in the order in which a user calls them; each works on the output of those before it
 CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
     "pp.rasterize": lambda a: st.pp.rasterize(a),
     "pp.normalize": lambda a: st.pp.normalize(a, n_comps=5),
     "pp.align": lambda a: st.pp.align(a, library_key="library"),
     "pp.add_noise": lambda a: st.pp.add_noise(a, 0.1),
     "pp.split_counts": lambda a: st.pp.split_counts(a),
-    "io.read_annotations": _annotated,
-    "tl.pretrain": _pretrained,
+    "io.read_annotations": _read_annotations,
+    "tl.pretrain": lambda a: st.tl.pretrain(
+        a, save_model=f"{FILES.name}/start.stx", params={"width": 4, "pretrain_epochs": 1}
+    ),
     "tl.segment": lambda a: st.tl.segment(a, n_segments=3, params={"pretrain_epochs": 1, "epochs": 2}),
     "tl.suggest_labels": lambda a: st.tl.suggest_labels(a, 3),
     "tl.region_graph": lambda a: st.tl.region_graph(a),
@@ -76,8 +67,8 @@ CALLS: dict[str, Callable[[ad.AnnData], Any]] = {
     ),
     "tl.targets": lambda a: st.tl.targets(a, pd.DataFrame({"gene_name": ["gene1"], "drug_name": ["A"]})),
     "tl.multitask": lambda a: st.tl.multitask(a, "disease", "band", params={"epochs": 2}),
-    "tl.attention_fidelity": _looked_into,
-    "tl.distill": _distilled,
+    "tl.attention_fidelity": lambda a: st.tl.attention_fidelity(a, _network(a), max_regions=4),
+    "tl.distill": lambda a: st.tl.distill(a, _network(a), save_model=f"{FILES.name}/student.stx", params={"epochs": 2}),
     "tl.evaluate": lambda a: st.tl.evaluate(a, ["lda"], region_key="band", n_seeds=1, max_folds=2),
     "tl.tune": lambda a: st.tl.tune(
         a, "unet", region_key="band", n_folds=2, max_folds=1, space={"width": [4]}, search="grid", params={"epochs": 1}
@@ -169,13 +160,13 @@ def _rows(call: str) -> list[SlotRow]:
     return [row for row in SLOTS if row.call == call]
 
 
-def test_every_row_belongs_to_a_call_that_is_run_here() -> None:
+def test_table_lists_every_call_and_no_slot_twice() -> None:
     assert {row.call for row in SLOTS} == set(CALLS)
     assert len({(row.call, row.where, row.key) for row in SLOTS}) == len(SLOTS)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_call_writes_what_the_table_says(call: str, written: dict[str, Any]) -> None:
+def test_call_writes_exactly_the_documented_slots(call: str, written: dict[str, Any]) -> None:
     _, fresh = written[call]
     may = {(row.where, row.key.format(**NAMES)) for row in _rows(call)}
     must = {(row.where, row.key.format(**NAMES)) for row in _rows(call) if row.always}
@@ -183,27 +174,24 @@ def test_call_writes_what_the_table_says(call: str, written: dict[str, Any]) -> 
     assert must - fresh == set(), "in the table but not written"
 
 
+TYPES = {"DataFrame": pd.DataFrame, "AnnData": ad.AnnData, "dict": Mapping, "str": str}
+
+
 def _has_type(value: Any, name: str) -> bool:
     kind, _, dtype = name.partition(" ")
+    if kind in TYPES:
+        return isinstance(value, TYPES[kind])
     if kind == "category":
         return isinstance(value.dtype, pd.CategoricalDtype)
-    if kind == "DataFrame":
-        return isinstance(value, pd.DataFrame)
-    if kind == "AnnData":
-        return isinstance(value, ad.AnnData)
-    if kind == "dict":
-        return isinstance(value, Mapping)
     if kind == "csr":
         return sparse.issparse(value) and value.format == "csr" and (not dtype or value.dtype == dtype)
-    if kind == "str":
-        return isinstance(value, str)
     if kind in {"int", "float"}:
         return np.asarray(value).dtype.kind == kind[0]
     return np.asarray(value).dtype == np.dtype(kind)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_types_and_shapes_are_those_of_the_table(call: str, written: dict[str, Any]) -> None:
+def test_slots_have_the_documented_types_and_shapes(call: str, written: dict[str, Any]) -> None:
     adata, _ = written[call]
     slots = _slots(adata)
     lengths = {"n_obs": adata.n_obs, "n_vars": adata.n_vars, "n_segments": 3}
@@ -222,9 +210,16 @@ def test_types_and_shapes_are_those_of_the_table(call: str, written: dict[str, A
                 assert length == wanted, f"{row.code} has shape {np.shape(value)}, not {row.shape}"
 
 
+@pytest.mark.parametrize("call", [*ON_TWO, list(CALLS)[-1]])  # the last holds the slots of all others
+def test_slots_survive_files(call: str, written: dict[str, Any], tmp_path: Path) -> None:
+    adata, _ = written[call]
+    for back in read_back(adata, tmp_path):
+        assert_same(adata, back)
+
+
 @pytest.fixture(scope="module")
 def written_to_spatialdata() -> dict[str, ad.AnnData]:
-    """Return, per call, the AnnData out of SpatialData whose table knows no positions: its circles do."""
+    """Return, per call, the AnnData of a SpatialData with positions in its circles only."""
     section, steps = st.io.to_spatialdata(_section()), {}
     for call, run in CALLS.items():
         sdata = st.io.to_spatialdata(_two_sections()) if call in ON_TWO else section
@@ -235,25 +230,23 @@ def written_to_spatialdata() -> dict[str, ad.AnnData]:
     return steps
 
 
+def _without_times(value: Any) -> Any:
+    """Drop the times of training, which differ from run to run."""
+    if isinstance(value, pd.DataFrame):
+        return value.drop(columns="seconds", errors="ignore")
+    return {key: _without_times(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+
+
 @pytest.mark.parametrize("call", CALLS)
-def test_on_spatialdata_a_call_writes_the_same(
+def test_call_writes_the_same_to_spatialdata(
     call: str, written: dict[str, Any], written_to_spatialdata: dict[str, ad.AnnData]
 ) -> None:
-    ours, theirs = written[call][0], written_to_spatialdata[call]
-    for value in (value for adata in (ours, theirs) for entry in adata.uns.values() for value in _frames(entry)):
-        value.drop(columns="seconds", errors="ignore", inplace=True)  # differ from run to run
+    ours, theirs = written[call][0].copy(), written_to_spatialdata[call]
+    ours.uns, theirs.uns = _without_times(ours.uns), _without_times(theirs.uns)
     assert_equal(ours, theirs)
 
 
-def _frames(value: Any) -> Iterator[pd.DataFrame]:
-    if isinstance(value, pd.DataFrame):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _frames(inner)
-
-
-def test_code_is_what_a_user_types() -> None:
+def test_row_code_is_valid_python_access() -> None:
     assert SlotRow("tl.segment", "obs", "segment", "", "", "").code == 'obs["segment"]'
     assert SlotRow("tl.segment", "uns", "a/b", "", "", "").code == 'uns["a"]["b"]'
     assert SlotRow("tl.embed", "regions.obsp", "attention", "", "", "").code == 'uns["regions"].obsp["attention"]'

@@ -1,4 +1,4 @@
-"""The student predicts nearly what the framework does; it is saved and applied to rasters."""
+"""tl.distill: the student predicts nearly what the framework does, without regions; files and errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def framework(trained: tuple[ad.AnnData, Path]) -> Path:
     return trained[1]
 
 
-def test_student_of_the_framework_needs_no_region_graph(line: ad.AnnData, framework: Path, tmp_path: Path) -> None:
+def test_student_agrees_with_the_framework_without_a_region_graph(
+    line: ad.AnnData, framework: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "student.stx"
     st.tl.distill(line, framework, save_model=path, params={"epochs": 30, "patience": 30})
     assert set(line.uns["distill"]["agreement"]) == {"biomarker", "classification"}
@@ -62,13 +64,13 @@ def test_student_of_the_framework_needs_no_region_graph(line: ad.AnnData, framew
     np.testing.assert_array_equal(backed.obsm["band_proba"], found.obsm["band_proba"])
 
 
-def test_same_seed_same_student_of_the_framework(line: ad.AnnData, framework: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_student(line: ad.AnnData, framework: Path, tmp_path: Path) -> None:
     for i in (0, 1):
         st.tl.distill(line, framework, save_model=tmp_path / f"{i}.stx", params={"epochs": 2}, random_state=3)
     assert (tmp_path / "0.stx").read_bytes() == (tmp_path / "1.stx").read_bytes()
 
 
-def test_what_a_student_of_the_framework_refuses(
+def test_wrong_tasks_and_libraries_are_reported(
     line: ad.AnnData, framework: Path, quick_net: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "student.stx"
@@ -98,24 +100,23 @@ def test_what_a_student_of_the_framework_refuses(
         st.tl.multitask(line, "side", "band", model=path)
 
 
-def test_errors_name_what_helps(line: ad.AnnData, framework: Path, quick_unet: dict[str, Any], tmp_path: Path) -> None:
-    before, path = set(line.uns), tmp_path / "s.stx"
-    with pytest.raises(FileNotFoundError, match="no model file"):
-        st.tl.distill(line, tmp_path / "none.stx", save_model=path)
-    with pytest.raises(FileNotFoundError, match="create it first"):
-        st.tl.distill(line, framework, save_model=tmp_path / "no" / "s.stx")
-    with pytest.raises(TypeError, match=r"a path or a stxtools\.models\.TissueNet, not int"):
-        st.tl.distill(line, 5, save_model=path)  # type: ignore[arg-type]
+def test_wrong_models_and_paths_leave_the_data_unchanged(
+    line: ad.AnnData, framework: Path, quick_unet: dict[str, Any], tmp_path: Path
+) -> None:
+    before, path, other, unet = set(line.uns), tmp_path / "s.stx", line.copy(), tmp_path / "unet.stx"
+    other.var_names = [f"x{i}" for i in range(other.n_vars)]
+    st.tl.segment(other, labels_key="band", library_key="library", params=quick_unet, save_model=unet, key_added="u")
+    for adata, model, save, error, match in (
+        (line, tmp_path / "none.stx", path, FileNotFoundError, "no model file"),
+        (line, framework, tmp_path / "no" / "s.stx", FileNotFoundError, "create it first"),
+        (line, 5, path, TypeError, r"a path or a stxtools\.models\.TissueNet, not int"),
+        (other, framework, path, ValueError, "of the model's"),
+        (line, unet, path, ValueError, "a Segmenter, not a TissueNet"),
+    ):
+        with pytest.raises(error, match=match):
+            st.tl.distill(adata, model, save_model=save)
     with pytest.raises(ValueError, match="not trained"):
         TissueStudent().save(path)
-    other = line.copy()
-    other.var_names = [f"x{i}" for i in range(other.n_vars)]
-    with pytest.raises(ValueError, match="of the model's"):
-        st.tl.distill(other, framework, save_model=path)
-    unet = tmp_path / "unet.stx"
-    st.tl.segment(other, labels_key="band", library_key="library", params=quick_unet, save_model=unet, key_added="u")
-    with pytest.raises(ValueError, match=r"a Segmenter, not a TissueNet"):
-        st.tl.distill(line, unet, save_model=path)
     assert set(line.uns) == before
     assert not path.exists()
     st.tl.distill(line, framework, save_model=path, params={"epochs": 1})

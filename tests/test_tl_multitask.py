@@ -9,57 +9,55 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from conftest import QUICK_NET, assert_same
+from conftest import ON_CPU, QUICK_NET, assert_same, read_back
 
 import stxtools as st
 from stxtools.models import TissueNet
 
-HOW = {"show_progress": False, "accelerator": "cpu"}
 
-
-@pytest.mark.parametrize(("keys", "column"), [({"biomarker_key": "band"}, "band"), ({"region_key": "band"}, "band")])
-def test_a_single_task(line, quick_net, keys, column):
-    st.tl.multitask(line, **keys, params=quick_net, **HOW)
-    assert [k for k in line.obs if k.endswith("_pred")] == [f"{column}_pred"]
+@pytest.mark.parametrize("key", ["biomarker_key", "region_key"])
+def test_single_task_writes_its_prediction_only(line, quick_net, key):
+    st.tl.multitask(line, **{key: "band"}, params=quick_net, **ON_CPU)
+    assert [column for column in line.obs if column.endswith("_pred")] == ["band_pred"]
     assert list(line.uns["multitask"]["task_weights"].values()) == [1.0]
 
 
-def test_without_a_task_and_with_one_the_model_does_not_know(line, quick_net, tmp_path):
+def test_tasks_without_labels_loss_or_model_are_an_error(line, quick_net, tmp_path):
     before = line.copy()
     with pytest.raises(ValueError, match="biomarker_key"):
-        st.tl.multitask(line, **HOW)
+        st.tl.multitask(line, **ON_CPU)
     with pytest.raises(ValueError, match="nothing would be learned"):
-        st.tl.multitask(line, "band", params=quick_net | {"alpha": 0.0}, **HOW)
+        st.tl.multitask(line, "band", params=quick_net | {"alpha": 0.0}, **ON_CPU)
     region = line.obs["region_id"].cat.categories[0]
     other = line.copy()
     other.obs.loc[other.obs["region_id"] != region, "region_id"] = np.nan  # all else lies outside the only region
     other.uns["regions"] = other.uns["regions"][[region]].copy()
     other.obs["half"] = np.where(other.obs["region_id"] == region, "in", "out")
     with pytest.raises(ValueError, match=r"Within the regions, .*'half'.* labels 'in' of its classes 'in', 'out'"):
-        st.tl.multitask(other, "half", params=quick_net, **HOW)
+        st.tl.multitask(other, "half", params=quick_net, **ON_CPU)
     assert_same(before, line)
-    st.tl.multitask(line, "band", params=quick_net, save_model=tmp_path / "n.stx", **HOW)
+    st.tl.multitask(line, "band", params=quick_net, save_model=tmp_path / "n.stx", **ON_CPU)
     with pytest.raises(ValueError, match="drop region_key"):
-        st.tl.multitask(line, "band", "library", model=tmp_path / "n.stx", **HOW)
+        st.tl.multitask(line, "band", "library", model=tmp_path / "n.stx", **ON_CPU)
 
 
-def test_a_section_outside_all_regions_has_no_predictions(make_section, quick_net):
+def test_section_outside_all_regions_has_no_predictions(make_section, quick_net):
     adata = make_section(rows=10, libraries=2)
     bare = adata.obs["library"] == "lib1"
     adata.obs["seen"] = adata.obs["band"].mask(bare)
     st.tl.region_graph(adata, "seen", max_size=20, library_key="library")
-    st.tl.embed(adata, params=quick_net, **HOW)
+    st.tl.embed(adata, params=quick_net, **ON_CPU)
     np.testing.assert_array_equal(np.isnan(adata.obsm["X_gnn"]).all(axis=1), bare)
-    st.tl.multitask(adata, None, "band", params=quick_net, **HOW)
+    st.tl.multitask(adata, None, "band", params=quick_net, **ON_CPU)
     np.testing.assert_array_equal(adata.obs["band_pred"].isna(), bare)
 
 
-def test_observations_of_one_region_get_predictions_of_their_own(make_section, quick_net):
+def test_observations_of_one_region_may_have_different_predictions(make_section, quick_net):
     adata = make_section(rows=24)
     adata.obs["all"] = pd.Categorical(["x"] * adata.n_obs)
-    st.tl.region_graph(adata, "all", max_size=60)  # regions that heed no band
+    st.tl.region_graph(adata, "all", max_size=60)  # regions across bands
     adata.obs["seen"] = adata.obs["band"].where(adata.obs["array_col"] % 8 < 4)
-    st.tl.multitask(adata, None, "seen", params=quick_net | {"epochs": 10}, **HOW)
+    st.tl.multitask(adata, None, "seen", params=quick_net | {"epochs": 10}, **ON_CPU)
     unseen = adata.obs["seen"].isna()
     right = adata.obs["seen_pred"].astype(str) == adata.obs["band"].astype(str)
     purity = adata.obs.groupby("region_id", observed=True)["band"].agg(lambda x: x.value_counts().iloc[0]).sum()
@@ -67,8 +65,8 @@ def test_observations_of_one_region_get_predictions_of_their_own(make_section, q
     assert adata.obs.groupby("region_id", observed=True)["seen_pred"].nunique().max() > 1
 
 
-def test_depth_of_the_other_genes_does_not_tell_the_predicted_one(line, quick_net):
-    """Of log expression, too: all genes together have one depth, so that the others hold what is missing of it."""
+def test_predicted_gene_is_not_inferred_from_the_depth_of_the_others(line, quick_net):
+    """In log expression, too, where all genes together have one depth."""
     line.obs["learn"] = np.arange(line.n_obs) % 2 == 0
     found = []
     for factor in (1, 20):  # of the predicted gene, where it is not learned
@@ -77,25 +75,26 @@ def test_depth_of_the_other_genes_does_not_tell_the_predicted_one(line, quick_ne
         one.X[~one.obs["learn"], 3] = factor * (one.X[~one.obs["learn"], 3] + 5)
         sc.pp.normalize_total(one, target_sum=100)
         sc.pp.log1p(one)
-        st.tl.multitask(one, None, "band", expression=["gene3"], expression_key="learn", params=quick_net, **HOW)
+        st.tl.multitask(one, None, "band", expression=["gene3"], expression_key="learn", params=quick_net, **ON_CPU)
         found.append(one.obsm["expression_pred"])
     pd.testing.assert_frame_equal(*found, atol=1e-3)
 
 
 @pytest.mark.parametrize("weighting", ["gradnorm", "uncertainty", "famo"])
-def test_weights_of_the_tasks_are_written(line, quick_net, weighting):
+def test_learned_task_weights_are_recorded(line, quick_net, weighting):
     params = quick_net | {"epochs": 2, "weighting": weighting, "ensemble": ("network",)}
-    st.tl.multitask(line, "library", "band", expression=["gene3"], params=params, **HOW)
+    st.tl.multitask(line, "library", "band", expression=["gene3"], params=params, **ON_CPU)
     history = line.uns["multitask"]["history"]
     for task in ("biomarker", "classification", "expression"):
         assert history[f"weight_{task}"].notna().sum() == history[f"loss_{task}"].notna().sum() > 0
         assert line.uns["multitask"]["task_weights"][task] == pytest.approx(history[f"weight_{task}"].iloc[-1])
+    assert len(set(line.uns["multitask"]["task_weights"].values())) == 3  # they are learned
 
 
-def test_genes_are_predicted(line, quick_net, tmp_path):
+def test_hidden_genes_are_predicted_and_not_read(line, quick_net, tmp_path):
     line.obs["learn"] = np.arange(line.n_obs) % 2 == 0
     genes = ["gene3", "gene20"]
-    how = {"params": quick_net | {"epochs": 4}, **HOW}
+    how = {"params": quick_net | {"epochs": 4}, **ON_CPU}
     st.tl.multitask(line, "library", "band", expression=genes, expression_key="learn", save_model=tmp_path / "n", **how)
     found = line.obsm["expression_pred"]
     assert list(found.columns) == genes
@@ -109,16 +108,14 @@ def test_genes_are_predicted(line, quick_net, tmp_path):
     assert set(genes).isdisjoint(net.genes)
     assert set(genes).isdisjoint(net.projection.genes)
     new = line[:, ~line.var_names.isin(genes)].copy()
-    st.tl.multitask(new, "library", "band", model=net, **HOW)
+    st.tl.multitask(new, "library", "band", model=net, **ON_CPU)
     pd.testing.assert_frame_equal(new.obsm["expression_pred"], found, atol=1e-4)
-    line.write_h5ad(tmp_path / "a.h5ad")
-    assert_same(line, ad.read_h5ad(tmp_path / "a.h5ad"))
-    line.write_zarr(tmp_path / "a.zarr")
-    assert_same(line.obsm["expression_pred"], ad.read_zarr(tmp_path / "a.zarr").obsm["expression_pred"])
+    for back in read_back(line, tmp_path):
+        assert_same(line, back)
 
 
-def test_the_same_seed_gives_the_same_bits(line, quick_net):
-    how = {"params": quick_net, "copy": True, **HOW}
+def test_same_seed_gives_the_same_bits(line, quick_net):
+    how = {"params": quick_net, "copy": True, **ON_CPU}
     one, two = (st.tl.multitask(line, "library", "band", expression=["gene0"], **how) for _ in range(2))
     assert_same(one, two)
     other = st.tl.multitask(line, "library", "band", expression=["gene0"], random_state=1, **how)
@@ -128,6 +125,9 @@ def test_the_same_seed_gives_the_same_bits(line, quick_net):
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
+        ({"biomarker_key": "nope"}, KeyError, "nope"),
+        ({"biomarker_key": "one"}, ValueError, "1 class"),
+        ({"biomarker_key": "band"}, ValueError, "both"),
         ({"expression": ["nope"]}, KeyError, "nope"),
         ({"expression": "gene0"}, TypeError, "list"),
         ({"expression": ["gene0", "gene0"]}, ValueError, "once"),
@@ -139,16 +139,19 @@ def test_the_same_seed_gives_the_same_bits(line, quick_net):
         ({"params": {"genes": ["gene0", "nope"]}}, KeyError, "nope"),
     ],
 )
-def test_wrong_genes(line, kwargs, error, match):
+def test_wrong_arguments_leave_the_data_unchanged(line, kwargs, error, match):
+    line.obs["one"] = "x"
     before = line.copy()
     with pytest.raises(error, match=match):
-        st.tl.multitask(line, None, "band", **kwargs, **HOW)
+        st.tl.multitask(line, region_key="band", **kwargs, **ON_CPU)
     assert_same(before, line)
 
 
-def test_genes_to_read_can_be_named(line, quick_net, tmp_path):
+def test_genes_beside_the_representation_can_be_named(line, quick_net, tmp_path):
     params = {**quick_net, "genes": ["gene3", "gene1"], "epochs": 1}
-    st.tl.multitask(line, None, "band", params=params, ensemble=["linear", "genes"], save_model=tmp_path / "n", **HOW)
+    st.tl.multitask(
+        line, None, "band", params=params, ensemble=["linear", "genes"], save_model=tmp_path / "n", **ON_CPU
+    )
     net = st.models.load(tmp_path / "n")
     assert net.genes == ["gene1", "gene3"]  # beside the representation; the classifier of genes reads all
     assert len(net.read_genes) > 2
@@ -158,7 +161,7 @@ def test_genes_to_read_can_be_named(line, quick_net, tmp_path):
 
 
 def test_library_key_is_checked_against_the_region_graph(line, quick_net):
-    how = {"params": quick_net, "ensemble": ["linear"], "copy": True, **HOW}
+    how = {"params": quick_net, "ensemble": ["linear"], "copy": True, **ON_CPU}
     without = st.tl.multitask(line, None, "band", **how)
     found = st.tl.multitask(line, None, "band", library_key="library", **how)
     pd.testing.assert_frame_equal(found.obsm["band_proba"], without.obsm["band_proba"])
@@ -170,9 +173,9 @@ def test_library_key_is_checked_against_the_region_graph(line, quick_net):
     assert_same(before, line)
 
 
-def test_weights_say_which_members_predict(line, quick_net, tmp_path):
+def test_recorded_weights_are_those_of_the_chosen_members(line, quick_net, tmp_path):
     line.obs["seen"] = line.obs["band"].where(line.obs["library"] == "lib0")
-    how = {"params": quick_net | {"epochs": 8}, **HOW}
+    how = {"params": quick_net | {"epochs": 8}, **ON_CPU}
     st.tl.multitask(line, None, "seen", ensemble=["network", "linear", "label_propagation"], **how)
     table = line.uns["multitask"]["weights"].set_index("library")
     assert table["network"].tolist() == [0.2, 0.2]
@@ -197,28 +200,28 @@ def test_weights_say_which_members_predict(line, quick_net, tmp_path):
         (["label_propagation"], ValueError, "without labels"),
     ],
 )
-def test_wrong_ensembles(line, ensemble, error, match):
+def test_wrong_ensembles_are_reported(line, ensemble, error, match):
     before = line.copy()
     with pytest.raises(error, match=match):
-        st.tl.multitask(line, None, "band", ensemble=ensemble, **HOW)
+        st.tl.multitask(line, None, "band", ensemble=ensemble, **ON_CPU)
     with pytest.raises(ValueError, match="`ensemble`"):
-        st.tl.multitask(line, None, "band", ensemble=["trees"], expression=["gene0"], **HOW)
+        st.tl.multitask(line, None, "band", ensemble=["trees"], expression=["gene0"], **ON_CPU)
     assert_same(before, line)
 
 
-def test_a_network_that_has_not_converged_has_no_weight(line):
-    still = QUICK_NET | {"lr": 1e-12, "epochs": 2, "pretrain": "none"}
+def test_network_that_has_not_converged_has_no_weight(line):
+    untrained = QUICK_NET | {"lr": 1e-12, "epochs": 2, "pretrain": "none"}
     with pytest.warns(UserWarning, match=r"has not converged.*weight in the ensemble is 0"):
-        st.tl.multitask(line, None, "band", params=still, **HOW)
+        st.tl.multitask(line, None, "band", params=untrained, **ON_CPU)
     assert not line.uns["multitask"]["training"]["converged"]
     assert (line.uns["multitask"]["weights"]["network"] == 0).all()
     with pytest.warns(UserWarning, match=r"has not converged.*keeps the weight"):
-        st.tl.multitask(line, None, "band", params=still, ensemble=["network", "linear"], **HOW)
+        st.tl.multitask(line, None, "band", params=untrained, ensemble=["network", "linear"], **ON_CPU)
     assert (line.uns["multitask"]["weights"]["network"] == 0.2).all()
 
 
 @pytest.mark.slow
-def test_four_donors_all_labelled(real_section, tmp_path):
+def test_four_labelled_donors_are_predicted_by_a_converged_network(real_section, tmp_path):
     parts = {name: real_section(f"her2st_{name}") for name in ("A1", "B1", "C1", "D1")}
     adata = ad.concat(parts, join="inner", index_unique="-")
     counts = np.asarray(adata.X.sum(axis=0)).ravel()
@@ -231,7 +234,7 @@ def test_four_donors_all_labelled(real_section, tmp_path):
         warnings.simplefilter("always")
         st.tl.multitask(
             adata, None, "annotation", library_key="patient", params={"unet": False, "epochs": 30},
-            save_model=tmp_path / "net.stx", **HOW,
+            save_model=tmp_path / "net.stx", **ON_CPU,
         )  # fmt: skip
     mine = [w for w in caught if not issubclass(w.category, DeprecationWarning)]
     assert [str(w.message) for w in mine if "has weight 0 in the sections" not in str(w.message)] == []
@@ -240,12 +243,12 @@ def test_four_donors_all_labelled(real_section, tmp_path):
     assert training["converged"]
     assert training["best_epoch"] > 0
     assert training["loss"] < 0.7 * training["uninformed_loss"]
-    judged = hidden & adata.obs["truth"].notna().to_numpy()
+    scored = hidden & adata.obs["truth"].notna().to_numpy()
     right = adata.obs["annotation_pred"].astype(str) == adata.obs["truth"].astype(str)
     assert adata.obs["annotation_pred"].nunique() >= 5
-    assert right[judged].mean() > 0.8
+    assert right[scored].mean() > 0.8
     assert (adata.uns["multitask"]["weights"]["network"] == 0.2).all()
-    st.tl.multitask(adata, None, "annotation", model=tmp_path / "net.stx", **HOW)
+    st.tl.multitask(adata, None, "annotation", model=tmp_path / "net.stx", **ON_CPU)
     applied = adata.uns["multitask"]["weights"]
     assert (applied["network"] == 0).all()
     assert (applied["genes"] == 1).all()

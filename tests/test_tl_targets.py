@@ -81,7 +81,7 @@ def test_dgidb_interactions_of_version_4_are_read(adata, tmp_path):
     row = _joined(adata, path).loc["EGFR"]
     assert row["drugs"] == "ERLOTINIB; GEFITINIB"
     assert row["interaction_types"] == "inhibitor; antibody"
-    assert "n_approved_drugs" not in adata.uns["biomarkers"]  # this version does not say
+    assert "n_approved_drugs" not in adata.uns["biomarkers"]  # not in this version
 
 
 @pytest.mark.parametrize("names", [("entrez_gene_symbol", "category"), ("name", "name-2")])
