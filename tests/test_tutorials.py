@@ -70,7 +70,7 @@ def test_tutorial_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("notebook", TUTORIALS, ids=lambda path: path.stem)
-def test_tutorial_says_what_it_needs_and_what_comes_next(notebook: Path) -> None:
+def test_tutorial_states_needs_time_and_next_step(notebook: Path) -> None:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     text = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     assert "Needs: " in text[0]
