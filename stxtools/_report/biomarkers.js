@@ -17,7 +17,7 @@ async function openBiomarkers() {
   $("beyond-label").hidden = !beyond;
   if (m.groups.length > 1) $("group").append(element("option", { value: -1, textContent: "all" }));
   $("group").append(...m.groups.map((textContent, value) => element("option", { value, textContent })));
-  $("group").value = 0;
+  $("group").value = table.group[table.pvals_adj.findIndex((p) => p <= 0.05)] ?? 0; // the first group with a marker
   for (const id of ["group", "fdr", "direction", "beyond"]) $(id).onchange = update;
   $("search").oninput = update;
   $("save").onclick = save;
