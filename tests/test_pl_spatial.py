@@ -241,6 +241,19 @@ def test_region_graph_draws_contact_as_width_and_size_as_area(adata: ad.AnnData)
     assert {"segment", "observations", "contact length"} <= set(_legend_texts(ax))
 
 
+@pytest.mark.parametrize("n_classes", [3, 4, 7])
+def test_a_heading_stands_over_its_entries(n_classes: int) -> None:
+    x, y = np.meshgrid(np.arange(24.0), np.arange(6.0))  # wide: the legend has columns
+    adata = ad.AnnData(np.ones((x.size, 2), dtype=np.float32), obsm={"spatial": np.c_[x.ravel(), y.ravel()]})
+    adata.obs["layer"] = pd.Categorical(np.floor(np.sqrt(x.ravel() / 24) * n_classes).astype(int).astype(str))
+    st.tl.region_graph(adata, "layer", max_size=None)
+    figure = st.pl.region_graph(adata).figure
+    figure.canvas.draw()
+    texts = figure.legends[0].get_texts()
+    row = [text.get_text() for text in texts].index("observations")
+    assert texts[row + 1].get_window_extent().y1 <= texts[row].get_window_extent().y0
+
+
 def test_edges_stay_within_their_section(several: ad.AnnData) -> None:
     for i, ax in enumerate(st.pl.region_graph(several)):
         segments = np.array(_one(ax, LineCollection, "edges").get_segments()).reshape(-1, 2)

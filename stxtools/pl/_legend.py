@@ -114,6 +114,7 @@ def add_legend(
     figure: Any = axes[0].figure
     if handles:
         ncols = max(1, -(-len(handles) // max(4, int(figure.get_size_inches()[1] / _ROW) - 2)))
+        handles = _with_breaks(handles, ncols)
         legend = _new_legend(figure, handles, title, loc="outside right center", ncols=ncols)
         figure.set_figwidth(figure.get_figwidth() + legend.get_window_extent().width / figure.dpi)
     wide, tall = figure.get_size_inches()
@@ -122,6 +123,17 @@ def add_legend(
                                 shrink=min(0.7, 3.5 / wide), pad=0.02 + 0.1 / tall)  # fmt: skip
         _label_colorbar(drawn, label)
         drawn.ax.locator_params(nbins=5 if wide > 4 else 3)  # inches
+
+
+def _with_breaks(handles: Sequence[Any], ncols: int) -> list[Any]:
+    """Insert blank entries so that no heading ends a column, apart from its entries."""
+    handles = list(handles)
+    while True:
+        ends = [int(rows[-1]) for rows in np.array_split(np.arange(len(handles)), ncols)[:-1]]  # as in matplotlib
+        stray = [i for i in ends if handles[i].get_gid() == _HEADING and handles[i].get_label()[:3] not in ("", "...")]
+        if not stray:
+            return handles
+        handles.insert(stray[0], heading_handle(""))
 
 
 def color_map(name: str, low: float = 0.0, high: float = 1.0) -> Any:
