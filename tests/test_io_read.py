@@ -144,6 +144,16 @@ def test_several_sections_in_one_folder_raise(tmp_path: Path) -> None:
         st.io.read(tmp_path)
 
 
+def test_the_folder_of_several_runs_is_not_one(tmp_path: Path) -> None:
+    folders.visium(tmp_path / "A 1" / "outs")
+    folders.merscope(tmp_path / "region_0")
+    with pytest.raises(ValueError, match=r"Read a folder inside it: '.*A 1.outs', '.*region_0'\.$"):
+        st.io.read(tmp_path)
+    folders.xenium(tmp_path / "again" / "outs" / "outs")
+    with pytest.raises(ValueError, match=r"Read a folder inside it: 'outs.outs'\.$"):
+        st.io.read(tmp_path / "again")
+
+
 def test_command_line_accepts_vendor_folders(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

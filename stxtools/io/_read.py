@@ -79,12 +79,15 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     for file, reader in _VENDORS.items():
         if _visible(folder, file):
             return reader(folder, bin_size)
+    inside = [str(d.relative_to(path)) for d in sorted([*path.glob("*/"), *path.glob("*/*/")])
+              if any(_visible(d, file) for file in _VENDORS)]  # fmt: skip
     packed = _visible(folder, "*.csv.gz")
+    mend = "Unpack its .csv.gz files first." if packed else "Write it as .h5ad with anndata first."
     raise ValueError(
         f"{str(path)!r} is neither .h5ad nor .zarr, nor the output folder of Space Ranger "
         "(filtered_feature_bc_matrix.h5 and spatial/, or binned_outputs/), Xenium (experiment.xenium), MERSCOPE "
         "(cell_by_gene.csv) or CosMx (*_exprMat_file.csv). "
-        + ("Unpack its .csv.gz files first." if packed else "Write it as .h5ad with anndata first.")
+        + (f"Read a folder inside it: {listing(inside)}." if inside else mend)
     )
 
 
