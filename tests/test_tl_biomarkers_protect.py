@@ -200,6 +200,18 @@ def test_unprotected_tests_raise_a_warning(banded):
         st.tl.biomarkers(adata, "segment", protect="hope", n_null=60)
 
 
+@pytest.mark.parametrize("uns_merge", [None, "only"])
+def test_segments_of_joined_sections_are_known_though_their_record_is_lost(banded, uns_merge):
+    adata = sc.concat({"A": banded, "B": banded}, label="slide", index_unique="_", uns_merge=uns_merge)
+    with pytest.warns(UserWarning, match=r"optimistic \(not protected: `uns\['segment'\]`, .* as after `sc.concat`"):
+        st.tl.biomarkers(adata, "segment", n_null=60, library_key="slide")
+    assert not adata.uns["biomarkers_params"]["protected"]
+    adata.obs["band"] = adata.obs["segment"]  # groups of another source, for all that the data say
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        st.tl.biomarkers(adata, "band", n_null=60, library_key="slide")
+
+
 def test_held_out_counts_need_no_protection(quick_params):
     adata = _homogeneous()
     st.pp.split_counts(adata)

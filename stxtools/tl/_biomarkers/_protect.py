@@ -61,7 +61,7 @@ def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool
             return source != groupby and found_in_expression(adata, source, layer)
         other_half = bool(split) and {layer, params.get("layer")} == {split["train"], split["test"]}  # pp.split_counts
         return not other_half
-    return False
+    return {_keys.mask_id(groupby), _keys.confidence(groupby)} <= set(adata.obs)  # of `segment`; its record is lost
 
 
 def _split(
@@ -76,6 +76,8 @@ def _split(
             "(`layer=`). With `protect=None` p-values are optimistic: rank genes by effect."
         )
     params = next(records(adata.uns.get(groupby)), {})
+    if not params and _keys.mask_id(groupby) in adata.obs:
+        return f"`uns['{groupby}']`, which says how, is lost, as after `sc.concat` without `uns_merge='same'`"
     if "segmenter" not in params:
         return f"only groups of `st.tl.segment` can be found again, and `{groupby}` is not one"
     if str(params.get("model", "trained")) == "given":
