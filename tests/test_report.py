@@ -125,6 +125,19 @@ def test_first_genes_come_from_every_group(line, tmp_path):
     assert set(genes) == set(adata.var_names)
 
 
+def test_composition_is_mentioned_only_where_it_was_tested(line, tmp_path):
+    """Between sections there is no second test: its p-values are NaN, and no gene is beyond composition."""
+    adata = with_table(line)
+    adata.uns["biomarkers"]["pvals_composition"] = 0.5
+    page = written(adata, tmp_path)
+    assert meta_of(page)["biomarkers"]["composition"]
+    assert "beyond composition (more than the mixture explains)" in page
+    adata.uns["biomarkers"] = adata.uns["biomarkers"].assign(pvals_composition=np.nan, beyond_composition=False)
+    page = written(adata, tmp_path)
+    assert not meta_of(page)["biomarkers"]["composition"]
+    assert "more than the mixture explains)" not in page
+
+
 def test_report_omits_steps_that_were_not_run(make_section, tmp_path):
     adata = make_section(rows=6, cols=6)
     adata.X[:, 7] *= 50  # the gene of the largest variance
@@ -241,6 +254,23 @@ def test_browser_links_map_table_volcano_and_legend(line, tmp_path):
         assert page(sizes) == drawn
         assert page.errors == []
         assert [r for r in page.requests if not r.startswith("data:")] == [(tmp_path / "report.html").as_uri()]
+
+
+@needs_browser
+def test_the_first_group_that_has_a_marker_is_shown(line, tmp_path):
+    adata = with_table(line)
+    table = adata.uns["biomarkers"]
+    table.loc[table["group"] == "0", "pvals_adj"] = 1.0
+    written(adata, tmp_path)
+    with Chromium() as page:
+        page.open(tmp_path / "report.html", READY)
+        assert page("document.querySelector('#group').selectedOptions[0].textContent") == "1"
+        assert page("document.querySelectorAll('#table tbody tr').length") > 0
+    table["pvals_adj"] = 1.0
+    written(adata, tmp_path)
+    with Chromium() as page:
+        page.open(tmp_path / "report.html", READY)
+        assert page("document.querySelector('#group').selectedOptions[0].textContent") == "0"
 
 
 @needs_browser

@@ -23,7 +23,7 @@ from stxtools._validate import spatial_entry
 from stxtools.pl._legend import category_codes, colors_of
 from stxtools.pl._sections import Panel, grid_offsets, microns_per_unit, panels_of, positive_number
 
-from .summary import FDR
+from .summary import FDR, tests_composition
 
 _MISSING = 255  # level of a missing value
 _LEVELS = 254  # a colour scale has no more
@@ -180,7 +180,7 @@ def biomarker_arrays(rows: pd.DataFrame, params: Mapping[str, Any]) -> tuple[dic
     blocks["t-group"] = _pack(groups[0].astype(np.uint16))
     blocks["t-gene"] = _pack(genes[0].astype(np.uint32))
     blocks["t-names"] = _pack([str(name) for name in genes[1]])
-    composition = "beyond_composition" in rows
+    composition = tests_composition(rows)
     if composition:
         blocks["t-beyond"] = _pack(rows["beyond_composition"].fillna(False).to_numpy(dtype=np.uint8))
     meta = {

@@ -99,10 +99,16 @@ def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str
             f"{markers['names'].nunique():,} of {table['names'].nunique():,} genes mark at least one of "
             f"{len(groups)} {what}s; {counts.iloc[0]:,} of them mark {what} {counts.index[0]}."
         )
-    if "beyond_composition" in markers:
+    if tests_composition(table):
         beyond = int(markers["beyond_composition"].sum())
         text += f" Of {len(markers):,} differences {beyond:,} are beyond composition (more than the mixture explains)."
     return text
+
+
+def tests_composition(table: pd.DataFrame) -> bool:
+    """Return whether the table says what the mixture explains; of groups that are whole sections it does not."""
+    untested = "pvals_composition" in table and table["pvals_composition"].isna().all()
+    return "beyond_composition" in table and not untested
 
 
 def _reference(params: Mapping[str, Any]) -> str:
@@ -116,7 +122,7 @@ def marker_lines(adata: AnnData, key: str = _keys.BIOMARKERS) -> list[str]:
     for group, table in adata.uns[key].groupby("group", sort=False, observed=True):
         markers = table[table["pvals_adj"] <= FDR]
         line = f"{group} against {reference}: {len(markers) or 'none'} of {len(table)} genes"
-        if "beyond_composition" in markers:
+        if tests_composition(table):
             line += f", {int(markers['beyond_composition'].sum())} beyond composition"
         lines.append(line)
         for direction, sign in (("higher", 1), ("lower", -1)):
