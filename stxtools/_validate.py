@@ -25,7 +25,9 @@ from ._checks import (
     unstorable,
 )
 from ._types import Floats, Ints
+from ._warn import warn
 
+_MISSING_AS_TEXT = {"nan", "NaN", "NA", "<NA>"}
 _LARGEST_COORDINATE = 1e100  # squares of larger ones may be infinite
 
 
@@ -277,6 +279,10 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
         raise ValueError(
             f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({listing(labels)}); `{param}` needs {min_classes}."
         )
+    if lost := sorted(_MISSING_AS_TEXT & set(labels)):
+        code = f"adata.obs[{key!r}]"
+        warn(f"`{code}` has the class {lost[0]!r}, as `.astype(str)` makes of missing values: it counts as any other "
+             f"class. To make them missing again: `{code} = {code}.where({code} != {lost[0]!r})`.")  # fmt: skip
     return Labels(column.cat.codes.to_numpy(np.int64), labels)
 
 

@@ -81,6 +81,16 @@ def test_unusable_data_raises_and_changes_nothing(data: str, call: str, section:
     assert_same(before, adata)
 
 
+@pytest.mark.parametrize("call", ["labels", "region_graph", "biomarkers"])
+def test_missing_values_that_became_text(call: str, section: ad.AnnData) -> None:
+    band = section.obs["band"].astype(object)
+    section.obs["band"] = band.where(np.arange(section.n_obs) % 4 > 0, "nan")
+    with pytest.warns(UserWarning, match=r"class 'nan'.*To make them missing again: `adata.obs\['band'\] = ") as caught:
+        CALLS[call](section)
+    exec(str(caught[0].message).split("`")[-2], {"adata": section})
+    assert section.obs["band"].isna().sum() == section.n_obs / 4
+
+
 @pytest.mark.parametrize("axis", ["obs", "var"])
 @pytest.mark.parametrize("call", CALLS)
 def test_names_that_are_integers_raise(axis: str, call: str, section: ad.AnnData) -> None:
