@@ -128,6 +128,18 @@ def test_only_the_second_of_two_groups_is_tested():
     assert list(pd.unique(adata.uns["biomarkers"]["group"])) == ["in"]
 
 
+@pytest.mark.parametrize("groups", ["all", ["rest"]])
+def test_a_group_may_be_called_rest(groups):
+    adata = _section(0, n_markers=4, n_vars=20, side=14)
+    names = np.where(adata.obsm["spatial"][:, 0] < 400, "edge", adata.obs["region"].astype(str))
+    adata.obs["plain"], adata.obs["part"] = names, np.where(names == "out", "rest", names)
+    st.tl.biomarkers(adata, "part", groups=groups, n_null=50)
+    got = adata.uns["biomarkers"]
+    st.tl.biomarkers(adata, "plain", groups="all" if groups == "all" else ["out"], n_null=50)
+    expected = adata.uns["biomarkers"]
+    pd.testing.assert_frame_equal(got.assign(group=got["group"].replace("rest", "out")), expected)
+
+
 def test_direction_consistent_is_missing_for_a_single_library(tmp_path):
     adata = ad.concat([_section(s, 3, n_vars=20, side=12) for s in range(2)], merge="same")
     dense = adata.X.toarray()

@@ -29,15 +29,16 @@ def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -
     """Return the groups to test, checked; of two groups, ``"all"`` is the last one, the first its reference."""
     if not isinstance(reference, str) or (reference != "rest" and reference not in names):
         raise ValueError(f"`reference={reference!r}` is neither 'rest' nor a group of `{groupby}`; it has {names}.")
+    compared = None if reference == "rest" else reference  # a group may be called "rest" too
     if isinstance(groups, str) and groups == "all":
-        return names[-1:] if len(names) == 2 and reference == "rest" else [n for n in names if n != reference]
+        return names[-1:] if len(names) == 2 and compared is None else [n for n in names if n != compared]
     if isinstance(groups, str) or not isinstance(groups, Iterable):
         raise TypeError(f"`groups` must be 'all' or a list of group names, such as [{names[0]!r}], not {groups!r}.")
     chosen = list(dict.fromkeys(str(g) for g in groups))
     unknown = [g for g in chosen if g not in names]
     if unknown or not chosen:
         raise ValueError(f"`groups` names {unknown or 'no group'}; `{groupby}` has {names}.")
-    if reference in chosen:
+    if compared in chosen:
         raise ValueError(f"`reference={reference!r}` is also in `groups`; a group cannot be compared with itself.")
     return chosen
 
