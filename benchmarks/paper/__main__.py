@@ -113,7 +113,9 @@ def main() -> None:
     if args.draw:
         made = (work / "sources.txt").read_text(encoding="utf-8").split() if (work / "sources.txt").exists() else []
         made_with = ", then ".join(made) or "(not noted)"
-        write_page(args.out, work, stored(chosen, work), quick=args.quick, seeds=None, sources=made_with)
+        tables = stored(chosen, work)
+        complete = all(c.name in tables and tables[c.name]["seed"].nunique() == seeds for c in chosen)
+        write_page(args.out, work, tables, quick=args.quick, seeds=seeds if complete else None, sources=made_with)
         return
     made_with = mark(work)
     tables = run_all(chosen, seeds, work, args.quick, args.jobs, args.models)
