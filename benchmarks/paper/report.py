@@ -138,9 +138,11 @@ def bars(folder: Path, name: str, tables: dict[str, pd.DataFrame], metric: str, 
 
 def lines(folder: Path, name: str, tables: dict[str, pd.DataFrame]) -> None:
     """Draw accuracy against noise, a panel for each data set."""
-    _, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables), 3.4), squeeze=False, layout="constrained")
-    for i, (ax, (title, table)) in enumerate(zip(axes[0], tables.items(), strict=True)):
-        st.pl.robustness(carrier(_named(table)), target="region", ax=ax, title=title, legend=i == len(tables) - 1)
+    size = (3.6 * len(tables) + 2.4, 3.4)
+    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, layout="constrained")
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        st.pl.robustness(carrier(_named(table)), target="region", ax=ax, title=title, legend=False)
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside right center", frameon=False)
     save(folder, name)
 
 
