@@ -137,6 +137,16 @@ def test_hidden_files_of_macos_are_ignored(tmp_path: Path) -> None:
         st.io.read(tmp_path / "visium")
 
 
+@READS_BY_DTYPE
+def test_cosmx_fields_of_view_in_one_column_have_microns(tmp_path: Path) -> None:
+    folders.cosmx(tmp_path)
+    path = tmp_path / "Lung_fov_positions_file.csv"
+    path.write_text("fov,x_global_px,y_global_px,x_global_mm,y_global_mm\n1,300,0,0.036,0\n2,300,5000,0.036,0.6\n")
+    metadata = st.io.read(tmp_path).uns["spatial"]["Lung"]["metadata"]
+    assert metadata["unit"] == "micron"
+    assert metadata["pixel_size"] == pytest.approx(0.12)
+
+
 def test_several_sections_in_one_folder_raise(tmp_path: Path) -> None:
     folders.cosmx(tmp_path)
     (tmp_path / "Colon_exprMat_file.csv").write_text("fov,cell_ID\n")

@@ -199,7 +199,8 @@ def _read_cosmx(folder: Path, _: int) -> AnnData:
     table = sdata["table"]
     fovs = pd.read_csv(folder / f"{library}_fov_positions_file.csv")
     metadata: dict[str, Any] = {"unit": "pixel", "platform": "CosMx"}
-    span = np.ptp(fovs.reindex(columns=["x_global_px", "x_global_mm"]).to_numpy(dtype=float), axis=0)
+    spans = [fovs.reindex(columns=[f"x_global_{u}", f"y_global_{u}"]).to_numpy(dtype=float) for u in ("px", "mm")]
+    span = np.ptp(spans, axis=1).max(axis=1)  # of the longer side: fields may lie in one row or column
     if np.isfinite(span).all() and span[0] > 0:  # fields of view have a position in millimetres and in pixels
         metadata |= {"unit": "micron", "pixel_size": float(1000 * span[1] / span[0])}
     table.obsm[_keys.SPATIAL] = table.obsm.pop("global") * metadata.get("pixel_size", 1.0)
