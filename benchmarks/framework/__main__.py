@@ -46,7 +46,8 @@ BASELINES: dict[str, Callable[[], Any]] = {
 
 
 def prepared(adata: ad.AnnData, library_key: str | None = None) -> ad.AnnData:
-    adata.obs["truth"] = adata.obs.pop("truth").astype("category")
+    truth = adata.obs.pop("truth").astype("category")
+    adata.obs["truth"] = truth.cat.rename_categories(lambda name: str(name).replace("/", "_"))  # as probabilities do
     adata.obsm["X_pca"] = components(adata).astype(np.float32)
     st.tl.segment(adata, library_key=library_key, show_progress=False)
     st.tl.region_graph(adata, library_key=library_key)
