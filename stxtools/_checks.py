@@ -27,13 +27,13 @@ def check_choice(param: str, value: Any, allowed: Collection[Any]) -> None:
     """Check that ``value`` is one of ``allowed``."""
     scalar = value is None or isinstance(value, (str, bool, int, float))  # a table would be compared element by element
     if not scalar or value not in allowed:
-        raise ValueError(f"`{param}={value!r}` is not understood; choose one of {listing(allowed)}.")
+        raise ValueError(f"`{param}={value!r}` is not valid; choose one of {listing(allowed)}.")
 
 
 def check_key(param: str, value: Any) -> str:
     """Check that a key is text."""
     if not isinstance(value, str):
-        raise TypeError(f"`{param}` must be a key, a str, not {value!r}.")
+        raise TypeError(f"`{param}` must be a string, a key, not {value!r}.")
     return value
 
 
@@ -114,7 +114,7 @@ def check_path(param: str, value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"`{param}` must be a path, not {value!r}.")
     if not str(value) or "\0" in str(value):
-        raise ValueError(f"`{param}={str(value)!r}` cannot name a file or folder.")
+        raise ValueError(f"`{param}={str(value)!r}` is not a valid path.")
     return Path(os.path.expanduser(value))  # Path.expanduser raises where there is no such user
 
 
@@ -132,6 +132,6 @@ def check_writable(value: Any, param: str = "path") -> None:
     if not target.parent.is_dir():
         raise NotADirectoryError(f"{str(target.parent)!r} is a file, not a folder in which one can be written.")
     if target.exists() and not target.is_file():
-        raise ValueError(f"{str(target)!r} is a device or a pipe; name a file.")
+        raise ValueError(f"{str(target)!r} is a device or a pipe; choose a regular file.")
     if not os.access(target.parent, os.W_OK):
         raise PermissionError(f"The folder {str(target.parent)!r} cannot be written to; choose another one.")

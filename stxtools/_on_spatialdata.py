@@ -147,7 +147,7 @@ def _centroids(sdata: SpatialData, table: AnnData, system: str) -> Floats:
         centres = get_centroids(sdata[name], coordinate_system=system).compute()
         index = centres.index.get_indexer(instances.iloc[rows])
         if len(absent := instances.iloc[rows[index < 0]]):
-            raise ValueError(f"{len(absent)} rows of the table annotate what {name!r} lacks: {absent.iloc[0]!r}, ...")
+            raise ValueError(f"{len(absent)} rows of the table are not in {name!r}, such as {absent.iloc[0]!r}.")
         xy[rows] = centres[["x", "y"]].to_numpy()[index]
     return xy
 

@@ -309,7 +309,7 @@ def genes_to_predict(
     if not names or len(set(names)) < len(names) or len(names) > adata.n_vars - 2:
         raise ValueError(
             f"`{param}` names {len(names)} gene(s), {len(set(names))} different ones, of {adata.n_vars}; name each "
-            "gene once, and leave two to read."
+            "gene once, and leave at least two as input."
         )
     if key is not None:
         check_in(adata, "obs", key, "expression_key")
@@ -317,5 +317,5 @@ def genes_to_predict(
         if column.dtype != bool:
             raise TypeError(f"`adata.obs[{key!r}]` is {column.dtype}; `expression_key` takes a boolean column.")
         if not column.any():
-            raise ValueError(f"`adata.obs[{key!r}]` is false everywhere: there is nothing to learn from.")
+            raise ValueError(f"`adata.obs[{key!r}]` is False everywhere: there is nothing to learn from.")
     return names

@@ -270,7 +270,7 @@ def test_arguments_of_a_wrong_type_raise(section: ad.AnnData, tmp_path: Path) ->
         st.tl.evaluate(section, ["lda"], region_key="band", genes=1.5, show_progress=False)  # type: ignore[arg-type]
     (tmp_path / "other.parquet").write_text("no parquet")
     section.uns["biomarkers"] = pd.DataFrame({"group": ["a"], "names": [section.var_names[0]]})
-    with pytest.raises(ValueError, match="no parquet file"):
+    with pytest.raises(ValueError, match="not a parquet file"):
         st.tl.targets(section, tmp_path / "other.parquet")
 
 

@@ -180,7 +180,7 @@ def test_barcodes_with_a_suffix_of_joined_sections_are_matched(tmp_path: Path) -
         ("a.csv", "X,Y\n0,0\n30,\n30,30\n0,30\n", ValueError, "a coordinate is missing"),
         ("a.geojson", _text("Polygon", [[[0, 0], [30, float("nan")], [30, 30], [0, 0]]]), ValueError, "missing or inf"),
         ("a.csv", "Barcode,Graph\nnowhere,1\n", ValueError, r"None of the 1 identifiers.*'nowhere'"),
-        ("a.csv", "Barcode,Graph,Other\n0-0,1,2\n", ValueError, "the one category"),
+        ("a.csv", "Barcode,Graph,Other\n0-0,1,2\n", ValueError, "one category"),
         ("a.csv", "gene,value\n0-0,1\n", ValueError, "expected X and Y"),
         ("a.csv", "X,Y\n1000,1000\n1001,1000\n1000,1001\n", ValueError, r"x 1000 to 1001.*Is `scale` right"),
         ("a.csv", "Barcode,Graph\n0-0,Gef\udce4ß\n", ValueError, "not UTF-8"),

@@ -199,7 +199,7 @@ def test_split_rows_lists_the_rows_of_every_library() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"lattice": "triangle"}, "not understood"),
+        ({"lattice": "triangle"}, "is not valid"),
         ({"lattice": "hex"}, "do not form a hex lattice"),
         ({"pixel_size": -1.0}, "positive"),
         ({"pixel_size": 1e-9}, "larger"),

@@ -300,7 +300,7 @@ def test_get_track_filters_and_pl_track_draws_the_links(tracked: ad.AnnData) -> 
     assert [axis.get_title()[-1] for axis in axes] == list("001122")
     with pytest.raises(ValueError, match="event"):
         st.get.track(tracked, event="dies")
-    with pytest.raises(ValueError, match="choose links"):
+    with pytest.raises(ValueError, match="filter links"):
         st.get.track(tracked, "regions", fdr=0.1)
     with pytest.raises(KeyError, match=r"st\.tl\.track"):
         st.pl.track(tracked, key="other")

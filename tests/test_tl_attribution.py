@@ -142,7 +142,7 @@ def test_unsuitable_models_are_reported(section, models, tmp_path):
     adata = section.copy()
     adata.obs["other"] = pd.Categorical(np.where(adata.obsm["spatial"][:, 0] < 9, "left", "right"))
     for kwargs, error, match in (
-        ({"groupby": "other", "attribution_model": models[0]}, ValueError, "tells 'in', 'out' apart"),
+        ({"groupby": "other", "attribution_model": models[0]}, ValueError, "has the classes 'in', 'out'"),
         ({"groupby": "region", "attribution_model": 3}, TypeError, "attribution_model"),
         ({"groupby": "region", "attribution_model": [3]}, TypeError, "attribution_model"),
         ({"groupby": "region", "attribution_model": []}, ValueError, "empty"),

@@ -197,7 +197,7 @@ def test_comparison_within_subjects_by_hand() -> None:
     assert gene["logfoldchanges"] == pytest.approx(np.log2(3), abs=0.3)
     # a subject with one condition is omitted with a warning
     fewer = adata[~((adata.obs["subject"] == "p0") & (adata.obs["condition"] == "case"))].copy()
-    with pytest.warns(UserWarning, match="within the 4 subject.*left out: 'p0'"):
+    with pytest.warns(UserWarning, match="within the 4 subject.*omitted: 'p0'"):
         found = _compared(fewer)
     assert set(found.loc[found["kind"] == "share", "n_group"]) == {4}
     without = _compared(adata[adata.obs["subject"] != "p0"].copy())

@@ -140,7 +140,7 @@ def test_resource_is_read_from_liana_by_name() -> None:
     adata.var_names = ["LGALS9", "PTPRC", *adata.var_names[2:]]
     adata = _marked(adata, resource="consensus")
     assert set(st.get.describe(adata, "contact")["names"]) == {"LGALS9^PTPRC"}
-    with pytest.raises(ValueError, match="none of liana's"):
+    with pytest.raises(ValueError, match="not in liana"):
         st.tl.describe(adata, "band", resource="nothing")
 
 
@@ -167,7 +167,7 @@ def test_wrong_arguments_leave_the_data_unchanged(monkeypatch: pytest.MonkeyPatc
         (KeyError, "lacks the column", {"net": _net().drop(columns="target")}),
         (ValueError, "not finite numbers", {"net": _net().assign(weight="x")}),
         (ValueError, "has 5 targets", {"net": _net().assign(target=lambda t: t["target"].str.lower())}),
-        (ValueError, "has already", {"net": {"markers": _net()}}),
+        (ValueError, "columns of the output", {"net": {"markers": _net()}}),
         (ValueError, "all of its genes", {"resource": PAIRS.assign(ligand="g")}),
         (FileNotFoundError, "no.csv", {"resource": tmp_path / "no.csv"}),
         (TypeError, r"`net\['x'\]` must be", {"net": {"x": 3}}),

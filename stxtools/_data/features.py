@@ -179,7 +179,8 @@ def model_features(
         values, expected = stored_representation(adata, str(model.use_rep)), model.n_features - n_others
         if values.shape[1] != expected:
             raise ValueError(
-                f"The model reads {expected} columns of `adata.obsm[{model.use_rep!r}]`; there are {values.shape[1]}."
+                f"The model was trained on {expected} columns of `adata.obsm[{model.use_rep!r}]`; there are "
+                f"{values.shape[1]}. Compute them as for the training data."
             )
         return Features(adata, values, read)
     genes = model.projection.genes
@@ -299,8 +300,8 @@ def tissue_training_input(
     else:
         index = read.names.get_indexer(list(chosen))
         if (index < 0).any():
-            raise KeyError(f"`params['genes']` names {[chosen[i] for i in np.flatnonzero(index < 0)[:3]]}, not found "
-                           "in `adata.var_names` (genes to predict are not read).")  # fmt: skip
+            raise KeyError(f"`params['genes']` names {[chosen[i] for i in np.flatnonzero(index < 0)[:3]]}, which are "
+                           "not in `adata.var_names`, or are genes to predict.")  # fmt: skip
         index = np.unique(index)
     model.target_sum = median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
     model.genes = [str(g) for g in read.names[index]]

@@ -47,7 +47,7 @@ class Regions:
         size = np.bincount(self.region[known], minlength=len(self.names))
         if (~known).sum() > column.isna().sum() or not np.array_equal(size, np.asarray(graph.obs["n_obs"])):
             raise ValueError(
-                f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not belong together (was one of them "
+                f"`adata.obs[{obs_key!r}]` and `adata.uns[{regions_key!r}]` do not match (was one of them "
                 "subset since?); run `st.tl.region_graph(adata)` again."
             )
         for key, name in ((segment_key, "segment"), (stored_key, "library")):

@@ -61,7 +61,7 @@ def select_genes(matrix: Csr, scale: str, n_top_genes: int = N_TOP_GENES, batch:
     n_cells = np.bincount(matrix.indices[matrix.data != 0], minlength=matrix.shape[1])
     expressed = np.flatnonzero(n_cells >= min(3, matrix.shape[0]))
     if len(expressed) == 0:
-        raise ValueError("No gene is expressed in three or more observations; there is nothing to compute.")
+        raise ValueError("No gene is expressed in three or more observations; check `layer`.")
     if len(expressed) <= n_top_genes:
         return expressed
     values = matrix[:, expressed]
@@ -91,7 +91,7 @@ def _variable_genes(parts: list[Csr], scale: str, n_top_genes: int) -> Ints:
         with suppress(ValueError):  # the loess is singular if many genes share a mean
             sc.pp.highly_variable_genes(adata, flavor="seurat_v3", span=span, **how)
             return np.flatnonzero(adata.var["highly_variable"])
-    raise ValueError("The variable genes cannot be determined: too many share a mean; name a `use_rep`.")
+    raise ValueError("Highly variable genes cannot be determined: too many have the same mean. Pass `use_rep=`.")
 
 
 def residual_variance(logged: Csr, mean: Floats, values: Reals) -> float:

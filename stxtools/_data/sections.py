@@ -242,8 +242,8 @@ def check_one_section(obs: pd.DataFrame, xy: Floats) -> None:
                 "writes one) and pass it as `library_key=`."
             )
             raise ValueError(
-                f"{int(coincident.sum())} of {len(xy)} observations lie at exactly the position of another one, as "
-                f"when several sections are put together. {named} {remedy}"
+                f"{int(coincident.sum())} of {len(xy)} observations have exactly the same coordinates as another "
+                f"one, as after concatenating sections. {named} {remedy}"
             )
     n_groups = {}
     for column in obs.columns:
@@ -253,9 +253,9 @@ def check_one_section(obs: pd.DataFrame, xy: Floats) -> None:
     if n_groups:
         column = max(n_groups, key=lambda name: n_groups[name])  # sections, and not the patients who have several
         raise ValueError(
-            f"The groups of `adata.obs[{column!r}]` ({listing(pd.unique(obs[column].dropna()), 4)}) lie within each "
-            "other in space, as sections do whose coordinates begin at the same corner: neighbours would be of "
-            f"different groups. Pass `library_key={column!r}`; or {remedy}"
+            f"The groups of `adata.obs[{column!r}]` ({listing(pd.unique(obs[column].dropna()), 4)}) overlap in "
+            "space, as sections with the same origin do: spatial neighbours would come from different groups. "
+            f"Pass `library_key={column!r}`; or {remedy}"
         )
 
 

@@ -85,7 +85,7 @@ def report(
         check_in(adata, "obs", column, "color")
     absent = [] if genes is None else [g for g in genes if g not in adata.var_names]
     if absent:
-        raise KeyError(f"`genes` names {listing(absent)}, which `adata.var_names` lacks.")
+        raise KeyError(f"`genes` names {listing(absent)}, which are not in `adata.var_names`.")
     check_writable(path)
 
     rows = get.biomarkers(adata, key=biomarkers_key) if biomarkers_key in adata.uns else ()

@@ -101,7 +101,7 @@ def rasterize(
     if pixel_size is not None:
         if lattice in ("hex", "square"):
             raise ValueError(
-                f"`pixel_size={pixel_size}` and `lattice={lattice!r}` exclude each other: a lattice has its own "
+                f"`pixel_size={pixel_size}` and `lattice={lattice!r}` cannot be combined: a lattice has its own "
                 "spacing. Leave one of them out."
             )
         if not (np.isfinite(pixel_size) and pixel_size > 0):

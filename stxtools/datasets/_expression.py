@@ -102,7 +102,9 @@ def fold_changes(logfc: float | Sequence[float], n_biomarkers: int) -> Floats:
     if given.ndim == 0:
         return values[0] * np.where(np.arange(n_biomarkers) % 3 == 2, -1.0, 1.0)
     if len(values) != n_biomarkers:
-        raise ValueError(f"`logfc` has {len(values)} values for {n_biomarkers} biomarkers; give one number or as many.")
+        raise ValueError(
+            f"`logfc` has {len(values)} values for {n_biomarkers} biomarkers; give one number, or one for each."
+        )
     return np.array(values, dtype=np.float64)
 
 

@@ -107,7 +107,7 @@ def describe(
     groups = _filtered(groups, f"adata.uns[{key!r}]", group=group)
     if kind is None:
         if fdr is not None:
-            raise ValueError("`fdr` is for evidence of a `kind`, such as 'activity'; the summary has no tests.")
+            raise ValueError("`fdr` filters the evidence of a `kind`, such as 'activity'; the summary has no p-values.")
         return summary[summary.index.astype(str).isin(groups["group"])].copy()
     evidence = adata.uns.get(f"{key}_evidence", pd.DataFrame(columns=["kind", "group"]))
     hint = " What was not described needs `net=` for activities or `resource=` for contacts in `st.tl.describe`."
@@ -192,7 +192,7 @@ def track(
     check_choice("table", table, ("links", "compartments", "regions"))
     rows = stored_table(adata, key, set(), "tracked compartments", "st.tl.track(adata, time_key)", table)
     if table != "links" and (event is not None or fdr is not None):
-        raise ValueError(f"`event` and `fdr` choose links; `table={table!r}` has neither.")
+        raise ValueError(f"`event` and `fdr` filter links; omit them for `table={table!r}`.")
     return _filtered(rows, f"adata.uns[{key!r}][{table!r}]", fdr, event=event)
 
 

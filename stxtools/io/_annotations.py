@@ -169,7 +169,7 @@ def _section_rows(adata: AnnData, library: str | None, library_key: str | bool |
     if library is None:
         if len(libs) > 1:
             raise ValueError(
-                f"There are {len(libs)} sections ({listing(libs.names)}); name that of the file with `library=`."
+                f"There are {len(libs)} sections ({listing(libs.names)}); pass that of the file as `library=`."
             )
         return libs, np.arange(adata.n_obs)
     if library not in libs.names:
@@ -256,9 +256,7 @@ def _parse_csv(text: str, path: Path) -> pd.DataFrame:
     elif identifiers == columns[0] and len(columns) == 2:  # Loupe Browser
         names = table[columns[1]]
     else:
-        raise ValueError(
-            f"{str(path)!r} has the columns {listing(columns)}; keep {identifiers!r} and the one category."
-        )
+        raise ValueError(f"{str(path)!r} has the columns {listing(columns)}; keep {identifiers!r} and one category.")
     return pd.DataFrame({"name": names.to_numpy(dtype=object)}, index=table[identifiers]).dropna()
 
 
@@ -271,9 +269,9 @@ def _labels_by_position(shapes: GeoDataFrame, xy: Floats, radius: float, path: P
     if matches.empty:
         low, high = geometry.total_bounds.reshape(2, 2)
         raise ValueError(
-            f"No observation lies in a shape of {str(path)!r}: these lie at x {low[0]:.4g} to {high[0]:.4g}, y "
+            f"No observation lies in a shape of {str(path)!r}: shapes lie at x {low[0]:.4g} to {high[0]:.4g}, y "
             f"{low[1]:.4g} to {high[1]:.4g}, the observations (times `scale`) at x {xy[:, 0].min():.4g} to "
-            f"{xy[:, 0].max():.4g}, y {xy[:, 1].min():.4g} to {xy[:, 1].max():.4g}. Is `scale` right?"
+            f"{xy[:, 0].max():.4g}, y {xy[:, 1].min():.4g} to {xy[:, 1].max():.4g}. Check `scale`."
         )
     by_size = matches.assign(area=geometry.area[matches["index_right"]].to_numpy()).sort_values(
         ["area", "index_right"], ascending=[False, True]
@@ -281,7 +279,7 @@ def _labels_by_position(shapes: GeoDataFrame, xy: Floats, radius: float, path: P
     names = by_size["name"].groupby(level=0)
     several = int((names.nunique() > 1).sum())
     if several:
-        warn(f"{several} observations lie in shapes of several names; each has that of the smallest shape.")
+        warn(f"{several} observations lie in shapes with different names; the smallest shape counts.")
     return names.last().reindex(range(len(xy)))
 
 

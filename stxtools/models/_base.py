@@ -91,8 +91,8 @@ class BaseModel(ABC, Generic[P, N]):
             self._read_net(file)
         except (KeyError, TypeError, ValueError, RuntimeError) as err:
             raise ValueError(
-                f"The model file {str(file.path)!r} was written by another version of stxtools: it is whole, but does "
-                f"not hold what a {cls.__name__} of this version does ({err}). Train and save the model again."
+                f"The model file {str(file.path)!r} was written by another version of stxtools: its content does not "
+                f"fit a {cls.__name__} of this version ({err}). Train and save the model again."
             ) from err
         return self
 

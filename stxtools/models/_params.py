@@ -175,7 +175,7 @@ class TissueNetParams:
         for name in ("alpha", "beta", "gamma", "region_loss", "weight_decay"):
             check_number(name, getattr(self, name), minimum=0)
         if self.alpha == self.beta == 0:
-            raise ValueError("`alpha` and `beta` are both 0: nothing would be learned.")
+            raise ValueError("`alpha` and `beta` are both 0: nothing would be learned; set one above 0.")
         for size in _check_numbers("neighbours", self.neighbours):
             check_int("neighbours", size, minimum=1)
         if self.conv == "gatv2" and (self.hidden % self.heads or self.out_channels % self.heads):

@@ -144,7 +144,7 @@ def _check_save(save: Any) -> None:
     if isinstance(save, str) and ("/" in save or "\\" in save or "\0" in save):
         raise ValueError(
             f"`save={save!r}` follows the plot's name in `scanpy.settings.figdir` and cannot hold a folder; pass "
-            f"`save=pathlib.Path({save!r})` for that very file."
+            f"`save=pathlib.Path({save!r})` to write to that path."
         )
 
 
@@ -205,7 +205,7 @@ def panels(
     if ax is not None and len(names) > 1:
         choose = choose or f"`{what}={names[0]!r}`"
         raise ValueError(f"`ax` takes one {what}, but there are {len(names)} ({listing(names)}); choose one with "
-                         f"{choose}, or leave `ax` out.")  # fmt: skip
+                         f"{choose}, or omit `ax`.")  # fmt: skip
     titles = [_legend.label_text(name) for name in names]
     if title is not None:
         titles = [title] if len(names) == 1 else [f"{title}: {name}" for name in titles]
@@ -222,7 +222,7 @@ def grid(
 ) -> list[Axes]:  # fmt: skip
     """Return ``n`` Axes of a new figure in a grid, each of ``width`` x ``height`` inches by default."""
     if n > PANELS_MAX:
-        raise ValueError(f"{n} panels are more than one figure shows ({PANELS_MAX}); draw some of the sections, groups "
+        raise ValueError(f"{n} panels are too many for one figure (at most {PANELS_MAX}); select sections, groups "
                          "or genes at a time.")  # fmt: skip
     rows = -(-n // ncols)
     cols = -(-n // rows)

@@ -255,7 +255,7 @@ def describe(
     partner = table["partner"].astype(str)
     table["column"] = table["group"].astype(str) + np.where(partner == "", "", " \N{RIGHTWARDS ARROW} " + partner)
     if table.duplicated(["column", "names"]).any():
-        raise ValueError(f"`{where}` names rows twice; run `st.tl.describe` again.")
+        raise ValueError(f"`{where}` has duplicated rows; run `st.tl.describe` again.")
     higher = table[table["scores"] > 0]
     significant = pd.unique(higher.loc[higher["pvals_adj"] <= fdr, "column"])
     if kind == "contact" and len(significant):
@@ -264,7 +264,7 @@ def describe(
                       .head(n_top).sort_index()["names"])  # fmt: skip
     columns = pd.unique(table["column"])
     if not len(names):
-        raise ValueError(f"`{where}` has no row of this kind with `scores` above 0 to draw.")
+        raise ValueError(f"`{where}` has no row of this kind with `scores` above 0; there is nothing to plot.")
     if max(len(columns), len(names)) > _ROWS_MAX:
         raise ValueError(f"{len(names)} rows and {len(columns)} columns are more than one figure shows ({_ROWS_MAX}); "
                          "choose some with `group=`, or fewer with `n_top=`.")  # fmt: skip

@@ -62,7 +62,7 @@ def compare(
     table = get_compare(adata, kind, group=group, compartment=compartment, key=key)
     parts = [part for _, part in table.groupby(["group", "kind"], sort=False, observed=True)]
     if not parts:
-        raise ValueError(f"`adata.uns[{key!r}]` has no such row to draw.")
+        raise ValueError(f"`adata.uns[{key!r}]` has no rows for this selection; there is nothing to plot.")
     parts = [part if len(part) <= n_top else part.iloc[_order(part, "logfoldchanges")[:n_top]] for part in parts]
     width = 2.6 + 0.8 * max(_legend.text_width(_row_names(part, "names")) for part in parts)
     height = 0.26 * max(len(part) for part in parts) + 1.0
@@ -116,7 +116,7 @@ def trends(
     table = get_trends(adata, kind, compartment=compartment, feature=feature, values=True, key=key)
     table = table[table["slope"].notna()]  # others were seen at one time
     if table.empty:
-        raise ValueError(f"`adata.uns[{key!r}]` has no such row to draw.")
+        raise ValueError(f"`adata.uns[{key!r}]` has no rows for this selection; there is nothing to plot.")
     params = adata.uns[f"{key}_params"]
     times, time_key = np.asarray(params["times"], dtype=float), str(params["time_key"])
     table = table.iloc[_order(table, "slope")[:n_top]]
@@ -211,7 +211,7 @@ def track(
     panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key, library=library)
     if kind == "alluvial":
         if library is not None:
-            raise ValueError("`library` chooses sections for `kind='tissue'`; bars and ribbons are of all sections.")
+            raise ValueError("`library` selects sections for `kind='tissue'`; omit it, as 'alluvial' shows all.")
         longest = 0.8 * _legend.text_width([_legend.label_text(name) for name in table["compartment"]])
         step, n_times = max(1.7, longest + 0.8), table["time"].nunique()
         axes = _base.panels([""], title, ax, "panel", 0.9 + step * n_times, 4.2)

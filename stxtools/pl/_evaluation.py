@@ -149,7 +149,7 @@ def sensitivity(
         raise KeyError(f"{listing(absent)} is not in `adata.uns[{key!r}]['trials']`; it has {listing(trials.columns)}.")
     completed = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()]
     if completed.empty:
-        raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed.")
+        raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed; run `st.tl.tune` again.")
     metric = LABELS["auroc"]
     best = completed.loc[completed.groupby([x, y])["value"].idxmax()]
     value, sd = (best.reindex(columns=[y, x, c]).pivot(index=y, columns=x, values=c).sort_index(ascending=False)

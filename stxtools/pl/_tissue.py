@@ -243,8 +243,8 @@ class RegionGraph:
         """Return the weights of all edges, checked to be finite and real."""
         weights = sparse.csr_matrix(self.regions.obsp[key])
         if weights.dtype.kind not in "buif" or not np.isfinite(weights.data).all():
-            raise ValueError(f"`obsp[{key!r}]` of the regions holds {weights.dtype} that is not finite and real; run "
-                             "the call that wrote it again.")  # fmt: skip
+            raise ValueError(f"`obsp[{key!r}]` of the regions must hold finite real numbers, not {weights.dtype}; "
+                             "run the call that wrote it again.")  # fmt: skip
         return weights
 
     def edges(self, weights: sparse.csr_matrix, panel: Panel) -> Edges:

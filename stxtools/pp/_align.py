@@ -101,8 +101,8 @@ def align(
         for name, xy in zip(names, coordinates, strict=True):
             if len(np.unique(xy, axis=0)) < _MIN_OBS or np.linalg.matrix_rank(xy - xy.mean(axis=0)) < 2:
                 raise ValueError(
-                    f"Section {name!r} has {len(xy)} observation(s), too few (or on a line) to be aligned by itself: "
-                    f"{_MIN_OBS} positions are needed. Pass `landmarks`, or drop the section."
+                    f"Section {name!r} has {len(xy)} observation(s), too few (or on a line) for an alignment "
+                    f"without landmarks: {_MIN_OBS} positions are needed. Pass `landmarks`, or drop the section."
                 )
         if use_rep is None:
             expression = Expression(adata, layer, in_memory=False)
@@ -139,8 +139,8 @@ def _from_landmarks(landmarks: Mapping[str, ArrayLike], names: list[str], refere
     missing = [n for n in names if n not in landmarks]
     if missing:
         raise KeyError(
-            f"`landmarks` has none for section(s) {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(repr(str(n)) for n in landmarks) or 'none'}. The reference ({reference!r}) needs its own, too."
+            f"`landmarks` lacks section(s) {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(repr(str(n)) for n in landmarks) or 'none'}. The reference ({reference!r}) needs some, too."
         )
     points = {name: _check_landmarks(name, landmarks[name], method) for name in names}
     target = points[reference]
@@ -156,12 +156,12 @@ def _from_landmarks(landmarks: Mapping[str, ArrayLike], names: list[str], refere
         fitted = estimate_transform("euclidean" if method == "rigid" else method, source, target)
         matrix = np.asarray(getattr(fitted, "params", np.nan), dtype=np.float64)  # a failure has none, or NaN
         if not np.isfinite(matrix).all():
-            raise ValueError(f"The landmarks of section {name!r} do not determine a {method} map.")
+            raise ValueError(f"The landmarks of section {name!r} do not determine a {method} map; add more.")
         matrix = matrix[:2]
         if np.linalg.det(matrix[:, :2]) < 0:
             raise ValueError(
-                f"The landmarks of section {name!r} reflect it; check their order. If it was mounted upside down, "
-                "change the sign of its x, and of its landmarks' x, first."
+                f"The landmarks of section {name!r} mirror it; check their order. If it was mounted upside down, "
+                "flip the sign of x in its coordinates and landmarks first."
             )
         residual = source @ matrix[:, :2].T + matrix[:, 2] - target
         maps[name] = matrix, {"rmse": float(np.sqrt((residual**2).sum(axis=1).mean()))}
@@ -234,7 +234,7 @@ def _scales(moving: PointSet, reference: PointSet) -> tuple[float, float]:
     spread = [float(np.sqrt(np.linalg.det(np.cov(s.xy.T)))) for s in (moving, reference)]
     by_area = np.sqrt(spread[1] / spread[0]) if min(spread) > 0 else 1.0
     if not moving.spacing > 0:
-        raise ValueError("Coordinates (`spatial_key`) lie too close together; give them a larger unit.")
+        raise ValueError("Coordinates (`spatial_key`) lie too close together; use a larger unit.")
     return float(by_area), reference.spacing / moving.spacing
 
 

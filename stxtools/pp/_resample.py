@@ -66,9 +66,9 @@ def add_noise(
     check_free(adata, "pp.add_noise", uns=[key], **written)
     if use_rep is not None and (kind == "counts" or layer is not None):
         what = 'kind="counts"' if kind == "counts" else "layer"
-        raise ValueError(f"`use_rep` and `{what}` exclude each other: a representation holds no counts and no layers.")
+        raise ValueError(f"`use_rep` and `{what}` cannot be combined: a representation has no counts and no layers.")
     if isinstance(use_rep, str) and use_rep == "X":
-        raise ValueError("`use_rep='X'`: leave `use_rep` out to add noise to expression.")
+        raise ValueError("`use_rep='X'`: omit `use_rep` to add noise to expression.")
     noised, read = noised_values(adata, level, kind=kind, layer=layer, use_rep=use_rep, seed=random_state)
     params = provenance(level=level, kind=kind, layer=layer, use_rep=use_rep, random_state=random_state, **read)
     slots = Slots("pp.add_noise", uns={key: {"params": params}})

@@ -132,7 +132,7 @@ def attention_fidelity(
 def _task_and_weight(model: TissueNet, task: str | None, of: str) -> tuple[str, float]:
     """Return the task to explain, and the weight of the network's logits in the explained prediction."""
     if not model.classes:
-        raise ValueError("The model was trained for no class label; train it with `st.tl.multitask`.")
+        raise ValueError("The model predicts no classes; train one that does with `st.tl.multitask`.")
     task = list(model.classes)[-1] if task is None else task
     check_choice("task", task, tuple(model.classes))
     check_choice("of", of, ("ensemble", "network"))

@@ -114,7 +114,7 @@ def _units(
     if len(unpaired):
         warn(
             f"{condition_names[group]!r} and {condition_names[reference]!r} are compared within the "
-            f"{len(subjects) - len(unpaired)} subject(s) that have both; left out: "
+            f"{len(subjects) - len(unpaired)} subject(s) that have both; omitted: "
             f"{listing(subject_names[i] for i in unpaired)}."
         )
     return chosen[~np.isin(pairs[0, chosen], unpaired)], True

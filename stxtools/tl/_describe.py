@@ -228,7 +228,7 @@ def read_nets(net: Table | Mapping[str, Table] | None, genes: set[str]) -> dict[
     named = dict(net) if isinstance(net, Mapping) else {"activity": net}
     taken = [name for name in named if name in _SUMMARY]
     if taken:
-        raise ValueError(f"`net` uses the name(s) {taken}, which the output has already; choose others.")
+        raise ValueError(f"`net` uses the name(s) {taken}, which are columns of the output; choose others.")
     return {check_key("net", name): _read_net(table, f"net[{name!r}]", genes) for name, table in named.items()}
 
 
@@ -260,7 +260,9 @@ def read_pairs(resource: Table | None, genes: set[str]) -> pd.DataFrame | None:
     if isinstance(resource, str) and not Path(resource).suffix:
         resources = _import("liana", f"`resource={resource!r}`").rs
         if resource not in resources.show_resources():
-            raise ValueError(f"`resource={resource!r}` is none of liana's: {listing(resources.show_resources(), 20)}.")
+            raise ValueError(
+                f"`resource={resource!r}` is not in liana, which has {listing(resources.show_resources(), 20)}."
+            )
         resource = resources.select_resource(resource)
     raw = read_table(resource, "resource")
     _check_columns(raw, ("ligand", "receptor"), "resource")

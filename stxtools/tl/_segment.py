@@ -102,7 +102,7 @@ def segment(
         raise ValueError(f"The result would overwrite the labels in `adata.obs[{key!r}]`; pass `key_added=`.")
     if labels is not None and n_segments not in {None, len(labels.names)}:
         raise ValueError(
-            f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(labels.names)} classes; drop either."
+            f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(labels.names)} classes; drop one."
         )
     shares = None if class_shares is None else _class_shares(class_shares, labels)
     if abstain_below is not None:
@@ -209,7 +209,7 @@ def _given_segmenter(model: Any, pretrained: Any, params: Any, image_key: str | 
         out: Segmenter = copied(model_of(model, "Segmenter", param="model"))
         if out.net is None:
             raise ValueError(
-                "This model is pretrained but knows no compartments; pass it as `pretrained=` to continue its training."
+                "This model is pretrained but has no compartments; pass it as `pretrained=` to continue its training."
             )
     else:
         out = model_of(pretrained, "Segmenter", param="pretrained").starting_point()
@@ -246,7 +246,7 @@ def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str])
     """Return the index of each observation's label in ``classes``, -1 without a label."""
     if unknown := [name for name in labels.names if name not in classes]:
         raise ValueError(
-            f"`adata.obs[{labels_key!r}]` has the classes {listing(unknown)}, which the model does not know; it knows "
+            f"`adata.obs[{labels_key!r}]` has the classes {listing(unknown)}, which the model does not have; it has "
             f"{listing(list(classes))}. Rename them, or train without `model=`."
         )
     index = pd.Index(classes).get_indexer(labels.names)

@@ -54,8 +54,8 @@ def time_of(adata: AnnData, time_key: str, units: Libraries, unit_key: str) -> F
     if wrong.any():
         code = f"adata.obs[{time_key!r}]"
         raise TypeError(
-            f"`{code}` holds {listing(column[wrong].drop_duplicates())}; times are finite numbers. "
-            f"Map them, e.g. `{code} = {code}.map({{'E9.5': 9.5}}).astype(float)`; of dates take the days, "
+            f"`{code}` holds {listing(column[wrong].drop_duplicates())}; times must be finite numbers. "
+            f"Convert them, e.g. `{code} = {code}.map({{'E9.5': 9.5}}).astype(float)`; for dates use days, "
             f"`({code} - {code}.min()).dt.days`."
         )
     codes, times = pd.factorize(time, sort=True)

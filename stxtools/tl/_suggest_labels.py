@@ -59,7 +59,9 @@ def suggest_labels(
     where = Geometry(adata, spatial_key, inherited_library_key(adata, key) if library_key is None else library_key)
     labelled = np.zeros(adata.n_obs, dtype=bool) if labels_key is None else adata.obs[labels_key].notna().to_numpy()
     if int((~labelled).sum()) < n:
-        raise ValueError(f"`n={n}`, but only {int((~labelled).sum())} observations have no label.")
+        raise ValueError(
+            f"`n={n}`, but only {int((~labelled).sum())} observations have no label; choose a smaller number."
+        )
 
     proba = np.sort(adata.obsm[_keys.proba(key)].to_numpy(dtype=np.float64), axis=1)
     margin = proba[:, -1] - proba[:, -2] if proba.shape[1] > 1 else proba[:, -1]

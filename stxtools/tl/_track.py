@@ -92,7 +92,9 @@ def track(
     times = time_of(adata, time_key, libs, "library_key")
     if np.isnan(times).any():
         missing = libs.names[int(np.argmax(np.isnan(times)))]
-        raise ValueError(f"Section {missing!r} has no time in `adata.obs[{time_key!r}]`; leave it out or give it one.")
+        raise ValueError(
+            f"Section {missing!r} has no time in `adata.obs[{time_key!r}]`; drop the section, or set its time."
+        )
     subject = np.full(len(libs), -1)
     if subject_key is not None:
         subject = value_per_unit(libs, *categories(adata, subject_key, "subject_key"), subject_key)

@@ -171,7 +171,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     def pretrain(self, sections: Sequence[Section], **run: Unpack[RunOptions]) -> Segmenter:
         """Train the U-Net without labels or classes, to start :meth:`fit` from it; keywords are those of `fit`."""
         if self.params.pretrain == "none":
-            raise ValueError("`params` name no pretraining; choose `pretrain='masked'` or 'contrastive'.")
+            raise ValueError("`params` turn pretraining off; choose `pretrain='masked'` or 'contrastive'.")
         self.net, self.start, self.history, run = None, None, [], with_defaults(run)
         self.scaling = FeatureScaling.of(sections)
         rasters = [self.scaling.raster(s)[0] for s in sections]

@@ -50,8 +50,8 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
     x, z = _spatial_components(sections, samples, rng)
     if z.shape[1] == 0:
         warn(
-            "No component of this tissue varies more in space than in permuted observations: it becomes one segment. "
-            "Give `n_segments=` to get more.",
+            "There is no spatial structure (no component varies more than in permuted observations): one segment. "
+            "Pass `n_segments=` to get more.",
         )
         return Choice(1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]})
     ks = [k for k in range(1, _MAX_SEGMENTS + 1) if k <= max(2, n // 20)]

@@ -119,9 +119,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self.expression = list(expression or [])
         named = self.params.ensemble
         if self.expression and named != "auto" and not {"network", "linear"} & set(named):
-            raise ValueError("The network and the linear member predict genes; name one of them in `ensemble`.")
+            raise ValueError("Only 'network' and 'linear' predict genes; name one of them in `ensemble`.")
         if named != "auto" and "genes" in named and any(s.by_name is None for s in sections):
-            raise ValueError("`ensemble` names 'genes', but there is no expression, or `params` turn it off.")
+            raise ValueError("`ensemble` names 'genes', but there is no expression, or `params` turn it off; drop it.")
         self.history, self.net, self.ensembles, self.convergence, run = [], None, {}, {}, with_defaults(run)
         factors = self._factors()
         rng = np.random.default_rng(run["random_state"])
@@ -147,7 +147,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         weights = {BIOMARKER: p.alpha, CLASSES: p.beta, EXPRESSION: p.gamma}
         factors = {task: weights[task] for task in self.tasks if weights[task] > 0}
         if self.tasks and not factors:
-            raise ValueError(f"The factors of {' and '.join(self.tasks)} are 0: nothing would be learned.")
+            raise ValueError(
+                f"The factors of {' and '.join(self.tasks)} are 0: nothing would be learned; set one above 0."
+            )
         return factors
 
     def _fit_embedding(self, sections: Sequence[RegionSection], run: RunOptions) -> None:

@@ -81,9 +81,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         Returns for each section the class probabilities of all tasks side by side, (n, K); NaN outside any region.
         """
         if not teacher.classes:
-            raise ValueError(
-                "The model predicts no classes (it embeds regions, or predicts genes); it can have no student."
-            )
+            raise ValueError("The model predicts no classes and cannot be distilled; train one with labels.")
         predictions = teacher.predict(sections, accelerator=accelerator)
         proba = [np.concatenate([p.observations[task] for task in teacher.classes], axis=1) for p in predictions]
         self.tasks = {task: list(names) for task, names in teacher.classes.items()}

@@ -33,13 +33,13 @@ def load_models(models: Any) -> list[Segmenter | TissueNet]:
     several = isinstance(models, Iterable) and not isinstance(models, (str, os.PathLike))
     items = list(models) if several else [models]
     if not items:
-        raise ValueError("`attribution_model` is empty; name a saved Segmenter or TissueNet, or leave it out.")
+        raise ValueError("`attribution_model` is empty; name a saved Segmenter or TissueNet, or omit it.")
     out: list[Any] = [model_of(item, "Segmenter", "TissueNet", param="attribution_model") for item in items]
     for model in out:
         if model.projection is None:
             call = "segment" if isinstance(model, Segmenter) else "multitask"
             raise ValueError(
-                f"The model reads `obsm[{str(model.use_rep)!r}]` and does not know how genes make it. Train one that "
+                f"The model reads `obsm[{str(model.use_rep)!r}]` and has no gene loadings for it. Train one that "
                 f"does: `st.tl.{call}(adata, ..., save_model='model.stx')`."
             )
     return out
@@ -74,21 +74,21 @@ def _task_of(model: Any, groups: Sequence[str]) -> str | None:
         unknown = [g for g in groups if g not in model.classes]
         if unknown:
             raise ValueError(
-                f"The model in `attribution_model` tells {listing(model.classes)} apart, not {listing(unknown)}; "
-                "group by what it was trained on, or name its classes in `groups`."
+                f"The model in `attribution_model` has the classes {listing(model.classes)}, not {listing(unknown)}; "
+                "group by the labels that it was trained on, or name its classes in `groups`."
             )
         return None
     task = next((t for t, names in model.classes.items() if set(groups) <= set(names)), None)
     if task is None:
         known = "; ".join(f"{t}: {listing(names)}" for t, names in model.classes.items())
         raise ValueError(
-            f"No task of the model in `attribution_model` tells {listing(groups)} apart ({known or 'none'}); "
-            "group by what it was trained on, or name classes of one task in `groups`."
+            f"No task of the model in `attribution_model` has the classes {listing(groups)} ({known or 'none'}); "
+            "group by the labels that it was trained on, or name classes of one task in `groups`."
         )
     if task not in model.ensembles or model.ensembles[task].elsewhere.genes is None:
         raise ValueError(
-            f"The model in `attribution_model` predicts {listing(model.classes[task])} without the classifier of "
-            "genes, which attribution explains. Train one with `st.tl.multitask(..., ensemble='auto')`."
+            f"The model in `attribution_model` predicts {listing(model.classes[task])} without a linear model of "
+            "genes, which attribution needs. Train one with `st.tl.multitask(..., ensemble='auto')`."
         )
     return task
 

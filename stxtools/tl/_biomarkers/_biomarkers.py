@@ -121,9 +121,8 @@ def biomarkers(
     between = [d.name for d in designs if d.kind == "between"]
     if adjusted_for and between:
         raise ValueError(
-            f"Group(s) {between} and their reference lie in different libraries: means of libraries are compared "
-            "there, and `covariates` of observations cannot be taken out. Leave `covariates` out, or compare groups "
-            "within libraries."
+            f"Group(s) {between} and their reference lie in different libraries, so that means of libraries "
+            "are compared, without `covariates` of observations. Omit `covariates`, or compare groups within libraries."
         )
 
     blocks, observations = GeneBlocks(data.read), np.asarray(adata.obs_names, dtype=str)

@@ -57,10 +57,10 @@ def testable(planned: list[Design], reference: str, groupby: str, *, explicit: b
     if small and (explicit or not large):
         raise ValueError(
             f"Group(s) {listing(small)} of `{groupby}` or their reference {reference!r} have fewer than {MIN_OBS} "
-            "observations in every section; leave them out with `groups=[...]`, or merge them with others."
+            "observations in every section; omit them with `groups=[...]`, or merge them with others."
         )
     if small:
-        warn(f"Group(s) {small} of `{groupby}` are left out: fewer than {MIN_OBS} observations in every section.")
+        warn(f"Group(s) {small} of `{groupby}` are not tested: fewer than {MIN_OBS} observations in every section.")
     return large
 
 
@@ -69,8 +69,8 @@ def warn_single(designs: list[Design], groupby: str, library_key: str | bool | N
     single = [d.name for d in designs if d.kind == "within" and len(d.libraries) == 1]
     if library_key is not None and single:
         warn(
-            f"Group(s) {single} of `{groupby}` can be compared within one library only: their p-values are about that "
-            "section and not about others (`n_libraries` is 1)."
+            f"Group(s) {single} of `{groupby}` are compared within a single library: their p-values do not "
+            "generalise to other sections (`n_libraries` is 1)."
         )
 
 

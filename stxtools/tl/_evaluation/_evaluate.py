@@ -306,7 +306,7 @@ class Checkpoint:
         except OSError:  # the name is too long
             usable = False
         if not usable:
-            raise ValueError(f"`checkpoint={str(folder)!r}` must name a folder, new or not, in a folder that exists.")
+            raise ValueError(f"`checkpoint={str(folder)!r}` must be a folder, new or not, within one that exists.")
 
     def rows(self, *unit: Any) -> list[dict[str, Any]] | None:
         """Return the rows of a finished unit; None where its file is missing or damaged."""

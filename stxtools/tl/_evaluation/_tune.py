@@ -281,7 +281,7 @@ def search_space(
     defaults = {name: values for name, values in PARTS[part][1].items() if name not in fixed}
     out = {str(name): list(values) for name, values in (defaults if space is None else space).items()}
     if both := sorted(set(out) & set(fixed)):
-        raise ValueError(f"{', '.join(both)}: a field is either searched (`space`) or the same in all (`params`).")
+        raise ValueError(f"{', '.join(both)}: a field is either searched (`space`) or fixed (`params`).")
     if not out or not all(out.values()):
         raise ValueError("`space` is empty, or one of its fields has no value to choose from.")
     for name, values in out.items():

@@ -59,7 +59,9 @@ def read_table(table: Any, param: str = "table") -> pd.DataFrame:
         except ImportError as err:
             raise ImportError("Reading parquet needs pyarrow: `pip install pyarrow`, or pass a DataFrame.") from err
         except (ValueError, OSError) as err:
-            raise ValueError(f"`{param}={str(path)!r}` is no parquet file, or folder of such: {err}") from err
+            raise ValueError(
+                f"`{param}={str(path)!r}` is not a parquet file or a folder of parquet files: {err}"
+            ) from err
     if not {".tsv", ".csv", ".txt"} & set(suffixes):
         raise ValueError(f"`{param}={str(path)!r}` ends in none of .tsv, .csv, .txt, .parquet (also with .gz).")
     separator = "," if ".csv" in suffixes else "\t"

@@ -102,7 +102,7 @@ def targets(
 
     clash = [c for c in rows.columns if c in COLUMNS]
     if clash:
-        raise ValueError(f"The table's column(s) {clash} have names of the biomarker table's own; rename them first.")
+        raise ValueError(f"The table's column(s) {clash} are already columns of the biomarker table; rename them.")
     joined = biomarkers.copy()
     row = position[names.get_indexer(joined["names"].astype(str))]
     joined[f"in_{parsed.format}"] = row >= 0
