@@ -17,7 +17,14 @@ from stxtools._colors import colors_for
 from stxtools._docs import documented
 from stxtools._on_spatialdata import temporary_spatial
 from stxtools._types import Ints
-from stxtools._validate import check_adata, check_class_names, check_in, check_int, check_key_added
+from stxtools._validate import (
+    check_adata,
+    check_class_names,
+    check_in,
+    check_int,
+    check_key_added,
+    inherited_library_key,
+)
 
 from ._base import params_of, store_colors
 from ._legend import MISSING, category_codes, colors_of
@@ -35,28 +42,33 @@ def annotate(
     n_suggested: int = 10, segment_key: str = _keys.SEGMENT, spatial_key: str = _keys.SPATIAL,
     library_key: str | bool | None = None, segment_params: Mapping[str, Any] | None = None,
 ) -> Annotator:  # fmt: skip
-    """Draw labels on the tissue, segment with them, and see the result beside it; for Jupyter.
+    """Annotate observations interactively in Jupyter, and segment with these labels.
 
-    Choose a class and draw around observations with the lasso or over them with the brush: they are labelled in
-    ``obs[key]`` at once. "Segment" runs :func:`stxtools.tl.segment` with these labels, draws the result, and marks the
-    observations that :func:`stxtools.tl.suggest_labels` would label next. Needs ``pip install 'stxtools[annotate]'``.
+    Choose a class and select observations with the lasso or the brush: they are labelled in ``obs[key]`` immediately.
+    "Segment" runs :func:`stxtools.tl.segment` with these labels, shows the result, and marks the observations that
+    :func:`stxtools.tl.suggest_labels` suggests to label next. Needs ``pip install 'stxtools[annotate]'``.
 
     Parameters
     ----------
     key
-        Column of ``obs`` for the labels; an existing one is continued.
+        Column of ``obs`` for the labels; existing labels are kept.
     classes
-        Names of the classes, besides those in ``obs[key]``; more can be added in the notebook.
+        Names of classes, in addition to those in ``obs[key]``; more can be added in the notebook.
     n_suggested
-        How many observations are suggested.
+        Number of observations to suggest.
     segment_key
-        Name of the segments: the ``key_added`` of :func:`stxtools.tl.segment`.
+        Key of the segments, the ``key_added`` of :func:`stxtools.tl.segment`.
+    spatial_key
+        Key of ``obsm`` with the spatial coordinates (x, y).
+    library_key
+        Column of ``obs`` with the section of each observation; by default the one that existing segments were computed
+        with. ``False``: all observations are one section.
     segment_params
-        More arguments of :func:`stxtools.tl.segment`, such as ``{"use_rep": "X_pca"}``.
+        Further arguments of :func:`stxtools.tl.segment`, such as ``{"use_rep": "X_pca"}``.
 
     Returns
     -------
-    An ``Annotator``, which a notebook shows. Its methods do what its buttons do.
+    An ``Annotator``, which Jupyter displays. Its methods do the same as its buttons.
 
     Examples
     --------
@@ -74,6 +86,7 @@ def annotate(
     segment_key = check_key_added(segment_key, _keys.SEGMENT, "segment_key")
     if isinstance(classes, str) or not isinstance(classes, Sequence):
         raise TypeError(f"`classes` must be a list of names, not {classes!r}.")
+    library_key = inherited_library_key(adata, segment_key) if library_key is None else library_key
     keys = {"spatial_key": spatial_key, "library_key": library_key, "key_added": segment_key}
     n_suggested = check_int("n_suggested", n_suggested, minimum=1)
     return Annotator(adata, key, classes, n_suggested, keys, segment_params or {})
