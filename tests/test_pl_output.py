@@ -103,11 +103,41 @@ def _draw(name: str, adata: ad.AnnData, **kwargs: object) -> object:
 
 
 @pytest.mark.parametrize("name", [name for name in st.pl.__all__ if name != "annotate"])
-def test_signature_ends_with_ax_show_save(name: str) -> None:
+def test_signature_ends_with_figsize_ax_show_save(name: str) -> None:
     signature = inspect.signature(getattr(st.pl, name))
-    last = [(p.name, p.default) for p in signature.parameters.values()][-3:]
-    assert last == [("ax", None), ("show", None), ("save", None)]
+    last = [(p.name, p.default) for p in signature.parameters.values()][-4:]
+    assert last == [("figsize", None), ("ax", None), ("show", None), ("save", None)]
+    assert {"title", "legend"} <= signature.parameters.keys()
     assert "Axes" in signature.return_annotation
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_figure_has_the_given_size_with_its_legend(name: str, drawn: ad.AnnData) -> None:
+    axes = _draw(name, drawn, figsize=(7, 5.5), title="own")
+    first = axes[0] if isinstance(axes, list) else axes
+    assert tuple(first.figure.get_size_inches()) == (7, 5.5)
+    assert first.get_title().startswith("own")
+    figures = plt.get_fignums()
+    with pytest.raises(ValueError, match="omit `ax`"):
+        _draw(name, drawn, figsize=(7, 5), ax=first)
+    for figsize, error in [((7,), TypeError), ("wide", TypeError), ((7, "5"), TypeError), ((7, 0), ValueError)]:
+        with pytest.raises(error, match="`figsize"):
+            _draw(name, drawn, figsize=figsize)
+    assert plt.get_fignums() == figures
+
+
+@pytest.mark.parametrize("name", ["sensitivity", "describe", "attention"])
+def test_colour_map_can_be_chosen(name: str, drawn: ad.AnnData) -> None:
+    axes = _draw(name, drawn, cmap="cividis")
+    found = [c.get_cmap()(0.0) for c in axes.collections if c.get_array() is not None]
+    assert mpl.colormaps["cividis"](0.0) in found
+    with pytest.raises(ValueError, match="not a colour map"):
+        _draw(name, drawn, cmap="no such map")
+
+
+def test_stability_without_a_legend(drawn: ad.AnnData) -> None:
+    assert st.pl.stability(drawn, legend=False).get_legend() is None
+    assert st.pl.stability(drawn).get_legend() is not None
 
 
 @pytest.mark.parametrize("name", CALLS)
