@@ -76,7 +76,7 @@ SLOTS = tuple(
     SlotRow(call, where, key, kind, shape, meaning, always == "yes")
     for call, where, key, kind, shape, meaning, always in _read_table("_slots.tsv")[1:]
 )
-# the first that fits is taken; one that starts with a namespace is for the functions of that namespace
+# the first that fits is taken; before a dot stands the namespace, or another parameter, of the functions it is for
 PARAMETERS = dict(_read_table("_parameters.tsv"))
 
 
@@ -117,17 +117,19 @@ def _parameters(function: Callable[..., Any], own: str, namespace: str, rows: li
     """Return the descriptions in the order of the signature: the docstring's own and the shared ones."""
     entries = [entry.splitlines() for entry in re.split(r"\n(?=\S)", own.rstrip("\n")) if entry]
     described = {name.strip(): entry for entry in entries for name in entry[0].split(",")}
-    missing = inspect.signature(function).parameters.keys() - described.keys()
+    taken = inspect.signature(function).parameters
+    missing = taken.keys() - described.keys()
     key = next((row.key.split("/")[0].removesuffix("_params") for row in rows if row.meaning.startswith(PARAMS)), "")
     for heads, text in PARAMETERS.items():
-        names = heads.removeprefix(f"{namespace}.").split(", ")
-        if missing.issuperset(names):
+        owner, _, own_names = heads.rpartition(".")
+        names = own_names.split(", ")
+        if owner in {"", namespace, *taken} and missing.issuperset(names):
             entry = [", ".join(names), *_wrap(text.replace("{key}", key), indent="    ", first="    ")]
             described.update(dict.fromkeys(names, entry))
             missing -= set(names)
     if missing:
         raise KeyError(f"{function.__qualname__}: no description of {', '.join(sorted(missing))}")
-    ordered = [described[name] for name in inspect.signature(function).parameters]
+    ordered = [described[name] for name in taken]
     return [line for i, entry in enumerate(ordered) if entry not in ordered[:i] for line in entry]
 
 

@@ -83,7 +83,7 @@ def test_qupath_geojson_labels_the_spots_in_its_shapes(tmp_path: Path, scale: fl
         feature["geometry"]["coordinates"] = _scaled(feature["geometry"]["coordinates"], scale)
     content = {"type": "FeatureCollection", "features": features} if collection else features
     adata = _grid()
-    with pytest.warns(UserWarning, match="^2 observations lie in shapes of several names"):
+    with pytest.warns(UserWarning, match="^2 observations lie in shapes with different names"):
         st.io.read_annotations(adata, _write(tmp_path / "Präparat.geojson", content), scale=scale)
     assert _labels(adata) == _expected_labels()
     assert isinstance(adata.obs["annotation"].dtype, pd.CategoricalDtype)
@@ -182,7 +182,7 @@ def test_barcodes_with_a_suffix_of_joined_sections_are_matched(tmp_path: Path) -
         ("a.csv", "Barcode,Graph\nnowhere,1\n", ValueError, r"None of the 1 identifiers.*'nowhere'"),
         ("a.csv", "Barcode,Graph,Other\n0-0,1,2\n", ValueError, "one category"),
         ("a.csv", "gene,value\n0-0,1\n", ValueError, "expected X and Y"),
-        ("a.csv", "X,Y\n1000,1000\n1001,1000\n1000,1001\n", ValueError, r"x 1000 to 1001.*Is `scale` right"),
+        ("a.csv", "X,Y\n1000,1000\n1001,1000\n1000,1001\n", ValueError, r"x 1000 to 1001.*Check `scale`"),
         ("a.csv", "Barcode,Graph\n0-0,Gef\udce4ß\n", ValueError, "not UTF-8"),
         ("a.txt", "", ValueError, "neither .geojson"),
         ("absent.csv", None, FileNotFoundError, "no file"),

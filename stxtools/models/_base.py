@@ -59,7 +59,7 @@ class BaseModel(ABC, Generic[P, N]):
         return self.net
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights (safetensors) and metadata (JSON) to one file."""
+        """Save weights (safetensors) and metadata (JSON) to one file."""
         arrays = {f"net.{name}": value.detach().cpu().numpy() for name, value in self._weights().items()}
         config = {"params": self.params_dict()} | packed(self._state(), "", arrays)
         write_model(path, type(self).__name__, config, arrays)
@@ -72,12 +72,12 @@ class BaseModel(ABC, Generic[P, N]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a saved model of this class; :func:`stxtools.models.load` reads one of any class.
+        """Load a saved model of this class; :func:`stxtools.models.load` loads one of any class.
 
         Raises
         ------
         FileNotFoundError, ValueError
-            If there is no such file, or it is another one, a model of another class, or damaged.
+            If the file does not exist, is damaged, or holds something else or a model of another class.
         """
         return _read(path, (cls.__name__,))
 
@@ -101,23 +101,23 @@ class BaseModel(ABC, Generic[P, N]):
 
 
 def load(path: str | os.PathLike[str]) -> BaseModel[Any, Any]:
-    """Read a saved model, whatever its class.
+    """Load a saved model of any class.
 
     Parameters
     ----------
     path
-        A file that ``save_model=`` of a tool or the model's ``save`` wrote, or a name of :func:`available`.
+        File written by ``save_model=`` of a tool or by ``save`` of a model, or a name in :func:`available`.
 
     Returns
     -------
-    A :class:`Segmenter`, :class:`TissueNet` or :class:`TissueStudent`, ready to be given as ``model=``.
+    A :class:`Segmenter`, :class:`TissueNet` or :class:`TissueStudent`, to pass as ``model=``.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If it is no model file of this version of stxtools, or is damaged.
+        If the file is damaged, or not a model file of this version of stxtools.
 
     Examples
     --------

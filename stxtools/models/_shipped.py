@@ -12,11 +12,11 @@ _FOLDER = Path(__file__).parent / "shipped"
 
 
 def available() -> pd.DataFrame:
-    """List the pretrained models in the package; a call takes the name as ``model=``.
+    """List the pretrained models in the package; pass a name as ``model=``.
 
     Returns
     -------
-    A table with the models' names as index: ``tissue``, ``platform``, ``classes``, ``n_genes``, training ``sections``,
+    A DataFrame indexed by model name: ``tissue``, ``platform``, ``classes``, ``n_genes``, training ``sections``,
     ``scores`` on other sections, ``limits`` and ``source``.
 
     Examples

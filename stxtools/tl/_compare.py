@@ -50,8 +50,6 @@ def compare(
         Column of ``obs`` with the condition of each observation. A section has one condition.
     reference
         Condition to compare the others with; by default the first category.
-    library_key
-        Column of ``obs`` with the section of each observation; by default that of the call that wrote ``groupby``.
 
     Examples
     --------

@@ -79,8 +79,6 @@ def describe(
         the name of a resource of liana (``"consensus"``, ``"mouseconsensus"``).
     biomarkers_key
         Key of ``uns`` with the table of :func:`biomarkers` for ``groupby``.
-    library_key
-        Column of ``obs`` with the section of each observation; by default that of the call that wrote ``groupby``.
 
     %(returns)s
 

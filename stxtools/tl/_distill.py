@@ -43,8 +43,6 @@ def distill(
     adata
         Annotated data matrix with a region graph, of tissue like that to which the student will be applied. Labels
         are not needed.
-    library_key
-        Column of ``obs`` with the section of each observation: the one of the region graph, which is the default.
     params
         :class:`stxtools.models.SegmenterParams`, or a mapping of some of its fields, of which the student uses
         ``width``, ``sigmas``, ``epochs``, ``patience``, ``lr`` and ``weight_decay``.

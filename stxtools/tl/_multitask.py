@@ -61,8 +61,6 @@ def multitask(
     model
         Model to apply without training: path, or a fitted :class:`stxtools.models.TissueNet`. The keys then only name
         the outputs. A student (:func:`distill`) needs no region graph and predicts classes only.
-    library_key
-        Column of ``obs`` with the section of each observation: the one of the region graph, which is the default.
     ensemble
         Members: ``"network"``, ``"linear"``, ``"trees"``, ``"label_propagation"`` and, for sections without labels,
         ``"genes"`` (linear, on genes standardised within sections). ``"auto"``: all that apply, without a network

@@ -71,8 +71,6 @@ def track(
         the same subject are matched; by default all pairs of sections are.
     max_regions
         Maximum number of regions per section; if there are more, adjacent regions of a compartment are merged.
-    library_key
-        Column of ``obs`` with the section of each observation: the one of the region graph, which is the default.
 
     Examples
     --------

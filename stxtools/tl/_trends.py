@@ -42,8 +42,6 @@ def trends(
     groupby
         Column of ``obs`` with compartments that have the same names at all time points, such as the one that
         :func:`track` writes. Observations without a compartment are ignored.
-    library_key
-        Column of ``obs`` with the section of each observation; by default that of the call that wrote ``groupby``.
 
     Examples
     --------

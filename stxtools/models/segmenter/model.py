@@ -293,8 +293,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         sections
             Sections to segment.
         expression
-            Genes of the same observations, by which the linear members of a model that has some predict. Without it
-            the U-Net predicts.
+            Genes of the same observations, from which the linear members of the model predict, if it has any. Without
+            them the U-Net predicts.
         labels
             Per section, class codes with -1 for unlabelled observations; they need ``expression``.
         adapt

@@ -41,10 +41,10 @@ _PENALTY = 1e-2  # of the ridge, in units of the mean variance of the scores
 
 
 class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
-    """Small network that predicts what a :class:`~stxtools.models.TissueNet` does, observation by observation.
+    """Small network, distilled from a :class:`~stxtools.models.TissueNet`, that predicts single observations.
 
-    It reads spatial means of the framework's components and of a few more axes of the genes, those along which the
-    framework's predictions change. It needs no region graph, and is applied to rasters, as a :class:`Segmenter` is.
+    Its input is the components of the teacher and a few more axes of the genes, along which the teacher's predictions
+    change, smoothed at several spatial scales. Like a :class:`Segmenter`, it needs rasters but no region graph.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         return inputs, outputs, held_out
 
     def predict(self, sections: Sequence[Section], *, accelerator: str = "auto") -> list[dict[str, Floats32]]:
-        """Task -> class probabilities of the observations (n, K), for each section."""
+        """Return for each section a mapping from tasks to class probabilities of the observations, (n, K)."""
         net, device, out = self.fitted_net(), best_device(accelerator), []
         stage("predicting")
         for section in sections:

@@ -69,8 +69,6 @@ def biomarkers(
         Keys of ``obs`` or ``obsm`` to adjust for, or ``"composition"``, which swaps the two tests; by default none.
     attribution_model
         One or more models of the groups to explain (path, Segmenter, TissueNet); by default a linear probe.
-    library_key
-        Column of ``obs`` with the section of each observation; by default that of the call that wrote ``groupby``.
     method
         ``"random_regions"``, the only one.
 
