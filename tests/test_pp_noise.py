@@ -156,7 +156,7 @@ def test_copy_holds_no_values_without_noise(counts: ad.AnnData) -> None:
         (0.1, {"layer": "nowhere"}, KeyError, "nowhere"),
         (0.1, {"use_rep": "nowhere"}, KeyError, "nowhere"),
         (0.1, {"use_rep": np.ones(2)}, TypeError, "must be a string"),
-        (0.1, {"use_rep": "X_pca", "kind": "counts"}, ValueError, "exclude"),
+        (0.1, {"use_rep": "X_pca", "kind": "counts"}, ValueError, "cannot be combined"),
         (0.1, {"layer": "halves", "kind": "counts"}, ValueError, "integer counts"),
         (0.1, {"key_added": "a/b"}, ValueError, "/"),
     ],

@@ -203,7 +203,7 @@ def test_split_rows_lists_the_rows_of_every_library() -> None:
         ({"lattice": "hex"}, "do not form a hex lattice"),
         ({"pixel_size": -1.0}, "positive"),
         ({"pixel_size": 1e-9}, "larger"),
-        ({"pixel_size": 1.0, "lattice": "hex"}, "exclude"),
+        ({"pixel_size": 1.0, "lattice": "hex"}, "cannot be combined"),
     ],
 )
 def test_wrong_lattice_and_pixel_size_are_reported(kwargs: dict, message: str) -> None:
