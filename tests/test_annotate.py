@@ -63,6 +63,16 @@ def test_lasso_selections_become_labels(make_section):
     assert again._colors == annotator._colors
 
 
+def test_sections_are_those_of_the_segments(make_section):
+    adata = make_section(libraries=2, rows=12, cols=6)
+    adata.obsm["spatial"][72:] += 1e4
+    st.tl.segment(adata, labels_key="band", library_key="library", key_added="segment", params=QUICK_UNET)
+    annotator = st.pl.annotate(adata, "band", **HOW)
+    press(annotator, "Segment")
+    assert adata.uns["segment"]["params"]["library_key"] == "library"
+    assert set(adata.uns["segment"]["masks"]) == {"lib0", "lib1"}
+
+
 def test_segment_button_segments_and_suggests_labels(make_section):
     adata = make_section(rows=12, cols=10)
     annotator = st.pl.annotate(adata, "layer", ["a", "b"], n_suggested=4, **HOW)

@@ -135,7 +135,7 @@ def test_unsuitable_models_are_reported(tissue, nets):
     before = list(adata.uns)
     with pytest.raises(ValueError, match=r"No task .*'right'.*biomarker: .*classification: "):
         st.tl.biomarkers(adata, "half", attribution_model=nets[0], n_null=50)
-    with pytest.raises(ValueError, match=r"without the classifier of genes.*ensemble"):
+    with pytest.raises(ValueError, match=r"without a linear model of genes.*ensemble"):
         st.tl.biomarkers(adata, "disease", attribution_model=nets[2], n_null=50)
     blind = TissueNet(QUICK)
     blind.use_rep = "X_pca"

@@ -84,7 +84,7 @@ def test_wrong_pretraining_arguments_are_reported(make_section, tmp_path):
         st.tl.pretrain([one, two], save_model=tmp_path / "a.stx", **ON_CPU)
     with pytest.raises(ValueError, match="empty list"):
         st.tl.pretrain([], save_model=tmp_path / "a.stx")
-    with pytest.raises(ValueError, match="name no pretraining"):
+    with pytest.raises(ValueError, match="turn pretraining off"):
         st.tl.pretrain(one, save_model=tmp_path / "a.stx", params={"pretrain": "none"}, **ON_CPU)
     one.obsm["X_a"], two.obsm["X_a"] = np.zeros((64, 3), np.float32), np.zeros((64, 4), np.float32)
     with pytest.raises(ValueError, match="common representation"):

@@ -232,5 +232,5 @@ def test_calls_in_the_wrong_order_name_the_missing_call(make_section):
 
 def test_a_subset_needs_a_new_region_graph(line):
     part = line[: line.n_obs // 2].copy()
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="do not match"):
         st.tl.embed(part, **ON_CPU)
