@@ -39,7 +39,7 @@ TASKS = {
         "tl.region_graph", "tl.embed", "get.regions", "pl.region_graph", "pl.attention",
     ),
     "Find biomarkers and targets": (
-        "tl.biomarkers", "tl.describe", "tl.targets", "get.biomarkers", "get.describe", "get.targets",
+        "tl.biomarkers", "tl.describe", "tl.targets", "get.biomarkers", "get.describe",
         "pl.biomarkers", "pl.describe", "pl.targets",
     ),
     "Compare patients and time points": (
