@@ -91,6 +91,24 @@ def test_protection_survives_files_and_renamed_segments(banded, tested, tmp_path
         pd.testing.assert_frame_equal(before, after)
 
 
+def test_a_copy_of_the_segments_is_protected_too(banded, tested):
+    adata = banded.copy()
+    names = dict(zip("012", ("core", "rim", "stroma"), strict=True))
+    adata.obs["named"] = adata.obs["segment"].astype(str).map(names)
+    st.tl.biomarkers(adata, "named", n_null=60)
+    assert adata.uns["biomarkers_params"]["protected"]
+    for old, new in names.items():
+        before, after = (st.get.biomarkers(*of).drop(columns="group") for of in ((tested, old), (adata, new)))
+        pd.testing.assert_frame_equal(before, after)
+    adata.obs["merged"] = adata.obs["segment"].astype(str).map(names | {"1": "core"})
+    for column in ("merged", "segment_id"):
+        st.tl.biomarkers(adata, column, n_null=60)
+        assert adata.uns["biomarkers_params"]["protected"]
+    adata.obs["other"] = adata.obs["named"].where(adata.obsm["spatial"][:, 1] > 1, "core")  # some spots by hand
+    st.tl.biomarkers(adata, "other", n_null=60)
+    assert not adata.uns["biomarkers_params"]["protected"]
+
+
 @pytest.fixture
 def second_segmentations(monkeypatch) -> list[tuple[ad.AnnData, dict]]:
     """Record the input of the second segmentation, which returns the user's groups without training."""
@@ -224,7 +242,7 @@ def test_held_out_counts_need_no_protection(quick_params):
         st.tl.biomarkers(adata, "segment", layer="split_train", protect=None, n_null=60)
 
 
-@pytest.mark.parametrize("column", ["region_id", "areas_region", "band_pred", "segment_id"])
+@pytest.mark.parametrize("column", ["region_id", "areas_region", "band_pred"])
 def test_regions_and_predictions_raise_a_warning(line, quick_net, column):
     if column == "areas_region":
         st.tl.region_graph(line, key_added="areas", library_key="library")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
@@ -39,8 +40,9 @@ class TestData:
     ) -> None:  # fmt: skip
         self.adata, self.layer, self.codes = adata, layer, groups.codes
         record: dict[str, Any] = {}
-        if found_in_expression(adata, groupby, layer):
-            half = "" if protect is None else _split(adata, groupby, groups, layer, seed, show_progress)
+        column = next((c for c in _segmentations(adata) if _repeats(groups.codes, adata.obs[c])), groupby)
+        if found_in_expression(adata, column, layer):
+            half = "" if protect is None else _split(adata, column, groups, layer, seed, show_progress)
             if isinstance(half, str):
                 _warn_unprotected(groupby, half)
             else:
@@ -62,6 +64,21 @@ def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool
         other_half = bool(split) and {layer, params.get("layer")} == {split["train"], split["test"]}  # pp.split_counts
         return not other_half
     return {_keys.mask_id(groupby), _keys.confidence(groupby)} <= set(adata.obs)  # of `segment`; its record is lost
+
+
+def _segmentations(adata: AnnData) -> Iterator[str]:
+    """Yield the columns of segments that were found without labels."""
+    for key in adata.obs.columns.intersection(list(adata.uns)):
+        params = next(records(adata.uns[key]), {})
+        if params.get("call") == "tl.segment" and params.get("labels_key") is None:
+            yield key
+
+
+def _repeats(codes: Ints, segments: pd.Series) -> bool:
+    """Whether groups are segments under other names, merged or in part."""
+    segment = pd.factorize(segments)[0]
+    pairs = segment * (codes.max() + 2) + codes
+    return len(np.unique(pairs)) == len(np.unique(segment)) and bool((codes[segment < 0] < 0).all())
 
 
 def _split(
@@ -245,7 +262,8 @@ def _match(groups: Labels, segments: Labels) -> tuple[Ints, float]:
     else:
         group_of = overlap.argmax(axis=1)
     matched = np.where(both, group_of[np.maximum(segment, 0)], -1).astype(np.int64)
-    return matched, float(adjusted_rand_score(codes[both], segment[both])) if both.any() else 0.0
+    merged = matched if len(names) < len(segment_names) else segment
+    return matched, float(adjusted_rand_score(codes[both], merged[both])) if both.any() else 0.0
 
 
 def _warn_other_groups(groupby: str, agreement: float, missing: list[str] | None) -> None:
