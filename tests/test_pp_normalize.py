@@ -98,7 +98,7 @@ def test_empty_observations_stay_zero(section: ad.AnnData) -> None:
 
 def test_library_key_ranks_genes_within_sections(make_section: Callable[..., ad.AnnData]) -> None:
     adata = make_section("hex", n_vars=90, libraries=2)
-    # the median rank over sections; with a `batch_key`, scanpy 1.12 has other variances than for each section alone
+    # the median rank over sections; with a `batch_key`, scanpy 1.12 has other variances
     excess = {
         name: sc.pp.highly_variable_genes(
             adata[adata.obs["library"] == name], n_top_genes=30, flavor="seurat_v3", inplace=False

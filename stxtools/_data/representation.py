@@ -74,24 +74,24 @@ def _variable_genes(parts: list[Csr], scale: str, n_top_genes: int) -> Ints:
     """Return the genes that scanpy calls highly variable: by ``seurat_v3`` for counts, else by ``seurat``."""
     import scanpy as sc
 
-    if scale == "counts":
-        fitted = [part for part in parts if np.count_nonzero(column_moments(part)[1]) >= _MIN_GENES]
-        if not fitted:
-            variance = column_moments(sparse.vstack(parts, format="csr"))[1]
-            return np.sort(np.argsort(-variance, kind="stable")[:n_top_genes])
-        parts = fitted
-    joined = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
-    adata = AnnData(joined if scale == "counts" else log_normalize(joined, scale))
-    adata.obs["batch"] = pd.Categorical(np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts]))
-    how: dict[str, Any] = {"n_top_genes": n_top_genes, "batch_key": "batch" if len(parts) > 1 else None}
     if scale != "counts":
-        sc.pp.highly_variable_genes(adata, **how)
+        adata = AnnData(log_normalize(sparse.vstack(parts, format="csr"), scale))
+        adata.obs["batch"] = pd.Categorical(np.repeat(np.arange(len(parts)), [part.shape[0] for part in parts]))
+        sc.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, batch_key="batch" if len(parts) > 1 else None)
         return np.flatnonzero(adata.var["highly_variable"])
+    fitted = [AnnData(part) for part in parts if np.count_nonzero(column_moments(part)[1]) >= _MIN_GENES]
+    if not fitted:
+        variance = column_moments(sparse.csr_matrix(sparse.vstack(parts)))[1]
+        return np.sort(np.argsort(-variance, kind="stable")[:n_top_genes])
+    how: dict[str, Any] = {"flavor": "seurat_v3", "n_top_genes": n_top_genes, "inplace": False}
     for span in _SPANS:
         with suppress(ValueError):  # the loess is singular if many genes share a mean
-            sc.pp.highly_variable_genes(adata, flavor="seurat_v3", span=span, **how)
-            return np.flatnonzero(adata.var["highly_variable"])
-    raise ValueError("Highly variable genes cannot be determined: too many have the same mean. Pass `use_rep=`.")
+            # by section: with a `batch_key`, the variances depend on the version of scanpy
+            found = [sc.pp.highly_variable_genes(part, span=span, **how) for part in fitted]
+            rank = pd.DataFrame([table["highly_variable_rank"].to_numpy() for table in found])
+            order = pd.DataFrame({"rank": rank.median(), "n_missing": rank.isna().sum()})
+            return np.sort(order.sort_values(["rank", "n_missing"]).index[:n_top_genes].to_numpy())
+    raise ValueError("The variable genes cannot be determined: too many share a mean; name a `use_rep`.")
 
 
 def residual_variance(logged: Csr, mean: Floats, values: Reals) -> float:
