@@ -113,7 +113,7 @@ def test_signature_ends_with_figsize_ax_show_save(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_figure_has_the_given_size_with_its_legend(name: str, drawn: ad.AnnData) -> None:
-    axes = _draw(name, drawn, figsize=(7, 5.5), title="own")
+    axes = _draw(name, drawn, figsize=np.array([7, 5.5]), title="own")
     first = axes[0] if isinstance(axes, list) else axes
     assert tuple(first.figure.get_size_inches()) == (7, 5.5)
     assert first.get_title().startswith("own")

@@ -226,7 +226,7 @@ def grid(
                          "or genes at a time.")  # fmt: skip
     rows = -(-n // ncols)
     cols = -(-n // rows)
-    size = figsize or (cols * width, rows * height + bottom)
+    size = (cols * width, rows * height + bottom) if figsize is None else figsize
     figure, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout="compressed")
     flat = list(axes.ravel())
     for spare in flat[n:]:
