@@ -80,6 +80,20 @@ def test_predicted_gene_is_not_inferred_from_the_depth_of_the_others(line, quick
     pd.testing.assert_frame_equal(*found, atol=1e-3)
 
 
+def test_model_that_reads_no_genes_applies_to_scaled_expression(line, quick_net, tmp_path):
+    line.obsm["X_own"] = line.to_df().to_numpy()[:, :8]
+    params = quick_net | {"genes": False, "ensemble": ("network",)}
+    saved = tmp_path / "net.stx"
+    st.tl.multitask(
+        line, None, "band", expression=["gene3"], use_rep="X_own", params=params, save_model=saved, **ON_CPU
+    )  # fmt: skip
+    scaled = line.copy()
+    scaled.X = line.to_df().to_numpy() - line.to_df().to_numpy().mean(axis=0)
+    for adata in (line, scaled):
+        st.tl.multitask(adata, None, "band", model=saved, key_added="applied", **ON_CPU)
+    np.testing.assert_array_equal(line.obsm["expression_pred"], scaled.obsm["expression_pred"])
+
+
 @pytest.mark.parametrize("weighting", ["gradnorm", "uncertainty", "famo"])
 def test_learned_task_weights_are_recorded(line, quick_net, weighting):
     params = quick_net | {"epochs": 2, "weighting": weighting, "ensemble": ("network",)}

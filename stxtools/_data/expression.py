@@ -171,19 +171,22 @@ def without_genes(
 
     Where all observations have one depth, that of the others tells what the hidden genes have: it becomes equal, too.
     """
-    read, rest = Expression(adata, layer), (adata if noised is None else noised)[:, ~hidden]
-    layer = layer if noised is None else None
-    if read.scale not in ("linear", "log") or not hidden.any():
-        return rest, layer
-    linear = read.matrix.astype(np.float64)
+    rest, kept_layer = (adata if noised is None else noised)[:, ~hidden], layer if noised is None else None
+    if not hidden.any():
+        return rest, kept_layer
+    read = Expression(adata, layer, in_memory=False)  # counts stay where they are
+    if read.scale not in ("linear", "log"):
+        return rest, kept_layer
+    given = to_csr(read.matrix)
+    linear = given.astype(np.float64)
     if read.scale == "log":
         np.expm1(linear.data, out=linear.data)
     depth, kept = (np.asarray(part.sum(axis=1)).ravel() for part in (linear, linear[:, ~hidden]))
-    target, matrix = median_depth(depth), Expression(rest, layer).matrix
+    target, matrix = median_depth(depth), given[:, ~hidden] if noised is None else Expression(rest).matrix
     if read.scale == "linear":
         x = log_normalize(matrix, "linear", target_sum=target)
     elif np.ptp(depth[depth > 0]) > _ONE_DEPTH * target:
-        return rest, layer
+        return rest, kept_layer
     else:
         x = rescale(matrix, np.divide(target, kept, out=np.zeros_like(kept), where=kept > 0))
     return AnnData(x, obs=rest.obs, var=rest.var, obsm=dict(rest.obsm), uns={"log1p": {}}), None

@@ -313,7 +313,7 @@ def tissue_training_input(
 
 def tissue_input(adata: AnnData, model: TissueNet, layer: str | None) -> TissueInput:
     """Return the input of a trained model."""
-    if model.expression:  # these genes did not count towards the depth in training
+    if model.expression and model.read_genes:  # these genes did not count towards the depth in training
         adata, layer = without_genes(adata, adata.var_names.isin(model.expression), layer)
     names = GeneNames(adata).matched(model.read_genes, model.ids)
     if model.projection is not None:
