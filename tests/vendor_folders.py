@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
+import shapely
 import zarr
+from geopandas import GeoDataFrame
 from PIL import Image
 from scipy import sparse
 
@@ -43,6 +46,23 @@ def write_matrix(
         for key, value in (("feature_type", "Gene Expression"), ("genome", "GRCh38")):
             features[key] = np.array([value] * len(genes), dtype="S")
         features["_all_tag_keys"] = np.array(["genome"], dtype="S")
+
+
+def add_features(path: Path, types: Mapping[str, str]) -> None:
+    """Add features of other types than genes to a feature-barcode matrix, each with a count of 1."""
+    with h5py.File(path, "r+") as file:
+        group = file["matrix"]
+        n_genes, n_obs = group["shape"][...]
+        values = [group[key][...] for key in ("data", "indices", "indptr")]
+        matrix = sparse.csc_matrix(tuple(values), shape=(n_genes, n_obs))
+        matrix = sparse.vstack([matrix, np.ones((len(types), n_obs), dtype=np.int32)], format="csc")
+        new = {key: getattr(matrix, key) for key in ("data", "indices", "indptr", "shape")}
+        columns = {"name": list(types), "id": list(types), "feature_type": list(types.values())}
+        for key, column in (columns | {"genome": [""] * len(types)}).items():
+            new[f"features/{key}"] = np.concatenate([group[f"features/{key}"][...], np.array(column, dtype="S")])
+        for key, value in new.items():
+            del group[key]
+            group[key] = value
 
 
 def _write_images(folder: Path) -> None:
@@ -89,6 +109,20 @@ def visium_hd(folder: Path) -> pd.DataFrame:
         layout = json.dumps({"file_format": "1.0"})
         file.attrs["metadata_json"] = json.dumps({"hd_layout_json": layout})
     return bins
+
+
+def visium_hd_cells(folder: Path) -> pd.DataFrame:
+    """Write Space Ranger 4's ``outs`` of Visium HD with segmented cells; return their centres."""
+    visium_hd(folder)
+    cells = pd.DataFrame({"x": [12.0, 32.0, 52.0], "y": [7.0, 9.0, 8.0]}, index=[4, 1, 3])
+    outlines = [shapely.box(x - 2, y - 1, x + 2, y + 1) for x, y in cells.to_numpy()]
+    out = folder / "segmented_outputs"
+    shutil.copytree(folder / "binned_outputs" / "square_008um" / "spatial", out / "spatial")
+    (out / "spatial" / "tissue_positions.parquet").unlink()
+    GeoDataFrame({"cell_id": cells.index}, geometry=outlines).to_file(out / "cell_segmentations.geojson")
+    cells.index = [f"cellid_{cell:09d}-1" for cell in cells.index]
+    write_matrix(out / "filtered_feature_cell_matrix.h5", list(cells.index))
+    return cells
 
 
 def xenium(folder: Path) -> pd.DataFrame:

@@ -6,8 +6,6 @@ and write ``sdata.tables[table_key]``. Coordinates are ``obsm["spatial"]`` of th
 ``coordinate_system`` is given, they are the centroids of the annotated shapes, labels or points in that coordinate
 system (``"global"`` by default). RGB images that overlap these elements serve as tissue images. With ``copy=True`` a
 new SpatialData is returned that shares all other elements.
-
-For the output folders of platforms, :func:`~stxtools.io.read` needs spatialdata-io: ``pip install "stxtools[io]"``.
 """
 
 from stxtools._lazy import attach
