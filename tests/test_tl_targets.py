@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 from pathlib import Path
 
 import anndata as ad
@@ -145,6 +146,9 @@ def test_version_lines_above_the_header_are_skipped(adata, tmp_path):
     )
     table = _joined(adata, path, "4 are not in it")
     assert table.loc["ERBB2", "gene_categories"] == "KINASE; CLINICALLY ACTIONABLE"
+    record = adata.uns["targets_params"]["dgidb_categories"]
+    assert record["release"] == "DGIdb version: 5.0.8; Data version: 2024-Dec"
+    assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     zipped = tmp_path / "interactions.tsv.gz"
     with gzip.open(zipped, "wt", encoding="utf-8") as lines:
         lines.write("# DGIdb version: 5.0.8\n" + INTERACTIONS)
@@ -200,11 +204,17 @@ def test_tables_of_open_targets_26_are_read(adata, tmp_path):
     assert row["mechanisms"] == "Receptor inhibitor; ERBB2 binder"
     assert other["action_types"] == "INHIBITOR"
     assert (bool(row["is_essential"]), bool(other["is_essential"])) == (False, True)
+    unlisted = adata.uns["biomarkers"].set_index("names").loc["NOTHING"]
+    assert (unlisted["in_opentargets_essentiality"], unlisted["is_essential"] is pd.NA) == (False, True)
+    digests = [adata.uns["targets_params"][f"opentargets_{name}"]["sha256"] for name in ("clinical", "essentiality")]
+    assert digests[0] != digests[1]
     assert (row["maxClinicalStage"], other["maxClinicalStage"]) == (1.0, 0.75)
     assert adata.uns["targets_params"]["opentargets_clinical"]["matched_by"] == "symbol to ensembl"
     adata.uns["biomarkers"]["logfoldchanges"] = 1.0
     axis = st.pl.targets(adata, show=False)
     shown = {text.get_text() for text in axis.get_xticklabels()}
+    cells = dict.fromkeys(text.get_text() for text in axis.texts)
+    assert "\N{MINUS SIGN}" in cells  # safety events
     assert shown >= {"clinical drugs", "clinical stage", "antibody", "membrane protein", "safety events", "essential"}
 
     how = {"symbols": tables["target"], "disease": "colon cancer", "key_added": "colon"}

@@ -285,7 +285,7 @@ def targets(
     """Plot the target evidence of :func:`stxtools.tl.targets` for the top biomarkers, one panel per group.
 
     Rows are genes in the order of the table, with grey names if not significant at ``fdr``; columns are kinds of
-    evidence. Blue supports a target and red argues against it, on Open Targets' scale from -1 to 1; drugs and
+    evidence. Blue supports a target; red with a minus argues against it, on Open Targets' scale from -1 to 1. Drugs and
     tractability are blue. Grey cells have no value.
 
     Parameters
@@ -325,9 +325,21 @@ def targets(
     return _base.save_or_show("targets", axes, figsize, ax=ax, show=show, save=save)
 
 
+def evidence_texts(table: pd.DataFrame) -> list[str]:
+    """Return what speaks for each gene as a target and what against it, as text; empty where nothing is known."""
+    parts = []
+    for column in (c for c in _EVIDENCE if c in table):
+        value = np.nan_to_num(_favourability(table[column]))
+        numbers = [f" ({n:.0f})" for n in table[column]] if column.startswith("n_") else [""] * len(table)
+        sides = np.select([value > 0, value < 0], [_EVIDENCE[column], f"against: {_EVIDENCE[column]}"], "")
+        parts.append([f"{side}{n}" if side else "" for side, n in zip(sides, numbers, strict=True)])
+    return [", ".join(filter(None, row)) for row in zip(*parts, strict=True)] if parts else [""] * len(table)
+
+
 def _target_cells(ax: Axes, part: pd.DataFrame, columns: list[str], fdr: float) -> None:
     value = np.column_stack([_favourability(part[c]) for c in columns])
     numbers = np.column_stack([[f"{n:.0f}" if c.startswith("n_") and n > 0 else "" for n in part[c]] for c in columns])
+    numbers = np.where(value < 0, "\N{MINUS SIGN}", numbers)  # in grey, red looks like blue
     ax.set_facecolor("#ececec")  # of cells without a value
     sns.heatmap(value, vmin=-1, vmax=1, cmap="RdBu", annot=numbers, fmt="", annot_kws={"size": "x-small"}, cbar=False,
                 linewidths=0.5, linecolor="#999999", xticklabels=[_EVIDENCE.get(c, c) for c in columns],
@@ -347,5 +359,5 @@ def _favourability(column: pd.Series) -> Floats:
     if pd.api.types.is_numeric_dtype(column.dtype) and name not in _AGAINST:
         value = column.to_numpy(dtype=float)
         return np.where(value > 0, 1.0, np.nan) if name.startswith("n_") else value
-    present = column if name == "is_essential" else column.astype(str).str.len() > 0
+    present = column.fillna(False) if name == "is_essential" else column.astype(str).str.len() > 0
     return np.where(present, -1.0 if name in _AGAINST else 1.0, np.nan)

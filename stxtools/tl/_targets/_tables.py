@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -66,8 +67,24 @@ def read_table(table: Any, param: str = "table") -> pd.DataFrame:
         raise ValueError(f"`{param}={str(path)!r}` ends in none of .tsv, .csv, .txt, .parquet (also with .gz).")
     separator = "," if ".csv" in suffixes else "\t"
     with get_handle(path, "r", encoding="utf-8", compression="infer") as opened:  # DGIdb 5 states its version first
-        comments = sum(1 for _ in takewhile(lambda line: str(line).startswith("#"), opened.handle))
-    return pd.read_csv(path, sep=separator, skiprows=comments, na_values=_NULL, keep_default_na=False, low_memory=False)
+        comments = [str(line) for line in takewhile(lambda line: str(line).startswith("#"), opened.handle)]
+    how: dict[str, Any] = {"na_values": _NULL, "keep_default_na": False, "low_memory": False}
+    out = pd.read_csv(path, sep=separator, skiprows=len(comments), **how)
+    out.attrs["release"] = "; ".join(line.strip("# \r\n") for line in comments)
+    return out
+
+
+def origin(table: Any, raw: pd.DataFrame) -> dict[str, str | None]:
+    """Return what tells a table from that of another release: name, SHA-256 of file or parts, and what it states."""
+    if isinstance(table, pd.DataFrame):
+        return {"table": "DataFrame"}
+    path = check_path("table", table)
+    digests = []
+    for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with part.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digest = digests[0] if path.is_file() else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return {"table": path.name, "sha256": digest, "release": raw.attrs.get("release") or None}
 
 
 def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None, disease: str | None = None) -> TargetTable:

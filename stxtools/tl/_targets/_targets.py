@@ -17,7 +17,7 @@ from stxtools._validate import check_adata, check_in, check_key_added, stored_ta
 from stxtools._warn import warn
 from stxtools.tl._biomarkers._table import COLUMNS
 
-from ._tables import TargetTable, parse_target_table, read_table, symbol_map
+from ._tables import TargetTable, origin, parse_target_table, read_table, symbol_map
 
 _N_SHOWN = 8
 
@@ -44,7 +44,9 @@ def targets(
       (other): the positive assessments, best first; ``safety_events``, ``subcellular_locations``;
     - any other table with ``symbol_col``: its other columns.
 
-    Rows of the same gene are merged: maximum of numbers, any of booleans, distinct texts joined by ``"; "``.
+    Rows of the same gene are merged: maximum of numbers, any of booleans, distinct texts joined by ``"; "``. Genes that
+    the table lacks have False in ``in_{format}``, and NaN, NA, 0 or an empty text. Nothing recorded is no proof of
+    safety. ``uns["targets_params"]`` holds the SHA-256 of each file, and the release that it states.
 
     Parameters
     ----------
@@ -93,7 +95,8 @@ def targets(
         check_in(adata, "var", ensembl_key, "ensembl_key")
     if symbol_col is not None:
         check_key("symbol_col", symbol_col)
-    parsed = parse_target_table(read_table(table), symbol_col, disease)
+    raw = read_table(table)
+    parsed = parse_target_table(raw, symbol_col, disease)
     names = pd.Index(adata.var_names.astype(str))
     known = None if symbols is None else symbol_map(read_table(symbols))
     rows, queries, matched_by = _queries(adata, parsed, symbol_key, ensembl_key, known)
@@ -106,18 +109,19 @@ def targets(
     joined = biomarkers.copy()
     row = position[names.get_indexer(joined["names"].astype(str))]
     joined[f"in_{parsed.format}"] = row >= 0
-    for column in rows.columns:  # where a gene is not listed: NaN, 0, False or an empty text
+    for column in rows.columns:  # where a gene is not listed: NaN, NA of truth values, 0 or an empty text
         values = rows[column].to_numpy()
         fill = {"O": "", "f": np.nan}.get(values.dtype.kind, values.dtype.type(0))
         values = pd.api.extensions.take(values, row, allow_fill=True, fill_value=fill)
+        if values.dtype == bool:
+            values = pd.arrays.BooleanArray(values, row < 0)
         joined[column] = pd.Series(values, index=joined.index).astype(str) if values.dtype == object else values
     params_key = f"{_keys.TARGETS if key_added is None else out_key}_params"
     earlier = adata.uns.get(params_key)
     record = dict(earlier) if isinstance(earlier, Mapping) else {}
     record[parsed.format] = provenance(
-        table="DataFrame" if isinstance(table, pd.DataFrame) else os.path.basename(os.fspath(table)), disease=disease,
-        symbol_col=symbol_col, symbol_key=symbol_key, ensembl_key=ensembl_key, key=key, matched_by=matched_by,
-        n_matched=int((position >= 0).sum()), n_unmatched=int((position < 0).sum()),
+        **origin(table, raw), disease=disease, symbol_col=symbol_col, symbol_key=symbol_key, ensembl_key=ensembl_key,
+        key=key, matched_by=matched_by, n_matched=int((position >= 0).sum()), n_unmatched=int((position < 0).sum()),
         **{name: np.array(genes, dtype=object) for name, genes in report.items()},
     )  # fmt: skip
     _warn(parsed.format, len(names), report)
