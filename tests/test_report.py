@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from chromium import PROGRAM, Chromium
-from conftest import assert_same
+from conftest import QUICK_UNET, assert_same
 from scipy import sparse
 
 import stxtools as st
@@ -136,6 +136,47 @@ def test_composition_is_mentioned_only_where_it_was_tested(line, tmp_path):
     page = written(adata, tmp_path)
     assert not meta_of(page)["biomarkers"]["composition"]
     assert "more than the mixture explains)" not in page
+
+
+def test_summary_says_what_the_results_rest_on(make_section, tmp_path):
+    """Numbers of observations and sections, agreement, unprotected groups, targets, conditions; all parameters."""
+    adata = make_section(libraries=4)
+    adata.obs["patient"] = adata.obs["library"]
+    adata.obs["arm"] = adata.obs["library"].map({"lib0": "A", "lib1": "A", "lib2": "B", "lib3": "B"}).astype("category")
+    st.tl.segment(adata, 2, library_key="library", params=QUICK_UNET)
+    with pytest.warns(UserWarning, match="optimistic"):
+        st.tl.biomarkers(adata, "segment", n_null=100, protect=None)
+    page = written(adata, tmp_path)
+    assert "the p-values are too small" in page
+    assert "as targets" not in page
+
+    st.tl.biomarkers(adata, "band", groups=["a"], reference="b", library_key="library", n_null=100)
+    table, params = adata.uns["biomarkers"], adata.uns["biomarkers_params"]
+    sizes = (adata.obs["band"] == "a").sum(), (adata.obs["band"] == "b").sum()
+    assert (params["n_obs_group"][0], params["n_obs_reference"][0]) == sizes
+    table["pvals_adj"] = np.where(table["scores"] > 0, 0.01, 1.0)
+    gene, essential, unknown = table["names"][:3]
+    drugs = pd.DataFrame({"gene_name": [gene], "drug_name": ["x"], "approved": [True]})
+    needed = pd.DataFrame({"id": ["1"], "approvedSymbol": [essential], "geneEssentiality": [[{"isEssential": True}]]})
+    for joined in (drugs, needed):
+        with pytest.warns(UserWarning, match="are not in it"):
+            st.tl.targets(adata, joined)
+    st.tl.compare(adata, "arm", "patient", groupby="band", library_key="library")
+    st.tl.describe(adata, "band")
+    page = written(adata, tmp_path)
+    n, same = (table["scores"] > 0).sum(), (table["direction_consistent"] & (table["scores"] > 0)).sum()
+    for text in (
+        f"({sizes[0]} and {sizes[1]} observations)", "4 were combined", f"Of {n} differences {same} have the same",
+        f"({gene}: approved drugs (1), drugs (1); {essential}: against: essential)",
+        "B against A (2 and 2 subjects): nothing was tested", "Proposed names: a: ", "<summary>tl.targets</summary>",
+    ):  # fmt: skip
+        assert text in page
+    assert "too small" not in page
+    assert meta_of(page)["biomarkers"]["texts"] == ["sections", "targets"]
+    sections, targets = (bytes(block(page, f"t-{name}", "u1")).decode().split("\n") for name in ("sections", "targets"))
+    assert set(sections) <= {"4, agree", "4, differ"}
+    assert targets[:3] == ["approved drugs (1), drugs (1)", "against: essential", ""]
+    assert table["names"][2] == unknown
 
 
 def test_report_omits_steps_that_were_not_run(make_section, tmp_path):

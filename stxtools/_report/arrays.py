@@ -20,6 +20,7 @@ from stxtools._colors import default_colors
 from stxtools._data.expression import Expression, log_chunks, log_matrix
 from stxtools._types import Array, Floats, Ints
 from stxtools._validate import spatial_entry
+from stxtools.pl._biomarkers import evidence_texts
 from stxtools.pl._legend import category_codes, colors_of
 from stxtools.pl._sections import Panel, grid_offsets, microns_per_unit, panels_of, positive_number
 
@@ -180,11 +181,19 @@ def biomarker_arrays(rows: pd.DataFrame, params: Mapping[str, Any]) -> tuple[dic
     blocks["t-group"] = _pack(groups[0].astype(np.uint16))
     blocks["t-gene"] = _pack(genes[0].astype(np.uint32))
     blocks["t-names"] = _pack([str(name) for name in genes[1]])
+    texts = {}
+    if "n_libraries" in rows and (rows["n_libraries"] > 1).any():
+        agree = rows.get("direction_consistent", pd.Series(pd.NA, rows.index)).astype("boolean")
+        same = agree.map({True: ", agree", False: ", differ"}).fillna("").astype(str)
+        texts["sections"] = list(rows["n_libraries"].astype(str) + same)
+    if any(evidence := evidence_texts(rows)):
+        texts["targets"] = evidence
+    blocks |= {f"t-{name}": _pack(values) for name, values in texts.items()}
     composition = tests_composition(rows)
     if composition:
         blocks["t-beyond"] = _pack(rows["beyond_composition"].fillna(False).to_numpy(dtype=np.uint8))
     meta = {
         "n": len(rows), "groups": [str(g) for g in groups[1]], "numbers": numbers, "composition": composition,
-        "groupby": params.get("groupby"), "reference": str(params.get("reference", "rest")),
+        "groupby": params.get("groupby"), "reference": str(params.get("reference", "rest")), "texts": list(texts),
     }  # fmt: skip
     return meta, blocks

@@ -2,8 +2,8 @@
 
 const volcano = $("volcano"), UP = "#c4500a", DOWN = "#0b62a4", NOT_SIGNIFICANT = "#c9d0d6";
 let table, rankOf, filtered = [], drawnRows = 0, chosen = -1, dots = [], sorting = { column: null, sign: 1 };
-const TITLES = { gene: "Gene", group: "Group", logfoldchanges: "log₂ fold", pvals_adj: "FDR", auroc: "AUROC", beyond: "Beyond" };
-const HINTS = { beyond: "beyond composition: differs more than the mixture of cells in the group explains", auroc: "how well the gene alone tells the group from the reference" };
+const TITLES = { gene: "Gene", group: "Group", logfoldchanges: "log₂ fold", pvals_adj: "FDR", auroc: "AUROC", beyond: "Beyond", sections: "Sections", targets: "As target" };
+const HINTS = { beyond: "beyond composition: differs more than the mixture of cells in the group explains", auroc: "how well the gene alone tells the group from the reference: 0.5 is chance", logfoldchanges: "1 is twofold, -1 is half", pvals_adj: "false discovery rate: share of wrong genes among those up to this one", sections: "sections in which the effect was estimated, and whether all have the same direction", targets: "what the joined tables know; empty: nothing, or the gene is not in them" };
 
 async function openBiomarkers() {
   const m = meta.biomarkers;
@@ -12,6 +12,7 @@ async function openBiomarkers() {
   ]);
   table = { names, group: new Uint16Array(group), gene: new Uint32Array(gene), beyond: beyond && new Uint8Array(beyond) };
   m.numbers.forEach((c, i) => (table[c] = new Float32Array(numbers[i])));
+  for (const c of m.texts) table[c] = await lines(`t-${c}`);
   rankOf = ranks();
   $("biomarkers").hidden = false;
   $("beyond-label").hidden = !beyond;
@@ -37,10 +38,11 @@ function cells(row) {
   out.logfoldchanges = formatNumber(table.logfoldchanges[row]);
   out.pvals_adj = formatP(table.pvals_adj[row]);
   if (table.auroc) out.auroc = formatNumber(table.auroc[row]);
+  for (const c of meta.biomarkers.texts) out[c] = table[c][row];
   if (table.beyond) out.beyond = table.beyond[row] ? "yes" : "";
   return out;
 }
-const STYLE = { gene: "name", group: "text", auroc: "wide" };
+const STYLE = { gene: "name", group: "text", auroc: "wide", sections: "wide", targets: "text" };
 function drawHeader() {
   const line = element("tr");
   for (const column of Object.keys(cells(0))) {
@@ -103,7 +105,7 @@ function addRows() {
     const line = element("tr", { tabIndex: 0 });
     line.dataset.row = row;
     line.setAttribute("aria-selected", String(row === chosen));
-    for (const [column, textContent] of Object.entries(cells(row))) line.append(element("td", { textContent, className: STYLE[column] ?? "", title: column === "gene" ? textContent : "" }));
+    for (const [column, textContent] of Object.entries(cells(row))) line.append(element("td", { textContent, className: STYLE[column] ?? "", title: ["name", "text"].includes(STYLE[column]) ? textContent : "" }));
     line.onclick = () => selectRow(row);
     line.onkeydown = (e) => { if (e.key === "Enter") selectRow(row); };
     body.append(line);
@@ -226,8 +228,8 @@ function selectRow(row) {
 }
 function save() {
   const quote = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-  const head = ["names", "group", ...meta.biomarkers.numbers, ...(table.beyond ? ["beyond_composition"] : [])];
-  const body = filtered.map((row) => [quote(geneOf(row)), quote(meta.biomarkers.groups[table.group[row]]), ...meta.biomarkers.numbers.map((c) => table[c][row]), ...(table.beyond ? [Boolean(table.beyond[row])] : [])]);
+  const head = ["names", "group", ...meta.biomarkers.numbers, ...(table.beyond ? ["beyond_composition"] : []), ...meta.biomarkers.texts];
+  const body = filtered.map((row) => [quote(geneOf(row)), quote(meta.biomarkers.groups[table.group[row]]), ...meta.biomarkers.numbers.map((c) => table[c][row]), ...(table.beyond ? [Boolean(table.beyond[row])] : []), ...meta.biomarkers.texts.map((c) => quote(table[c][row]))]);
   const link = element("a", { href: URL.createObjectURL(new Blob([[head, ...body].map((line) => line.join(",")).join("\n") + "\n"], { type: "text/csv" })), download: "biomarkers.csv" });
   link.click();
   URL.revokeObjectURL(link.href);

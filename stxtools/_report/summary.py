@@ -15,7 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stxtools import _keys, get, pl
+from stxtools._slots import records
 from stxtools.pl._base import params_of
+from stxtools.pl._biomarkers import evidence_texts
 from stxtools.pl._evaluation import stage_name
 
 FDR = 0.05
@@ -28,15 +30,23 @@ _FIGURE_SIZE = (3.7, 2.7)  # inches: as wide as a phone, so that text keeps its 
 def findings(
     adata: AnnData, sections: Sequence[str], key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS
 ) -> list[str]:
-    """Return one paragraph each on the data, the segments, the regions and the biomarkers, if there are any."""
+    """Return one paragraph each on the data and on every result that there is."""
     out = [f"{adata.n_obs:,} observations (spots or cells) and {adata.n_vars:,} genes of {_section_names(sections)}."]
     slot = adata.uns.get(key)
     if key in adata.obs and isinstance(slot, Mapping):
         out.append(_segments(adata, key, params_of(slot), slot))
     if _keys.REGIONS in adata.uns:
         out.append(_regions(adata))
-    if len(adata.uns.get(biomarkers_key, ())):
-        out.append(_biomarkers(adata.uns[biomarkers_key], adata.uns.get(f"{biomarkers_key}_params", {}), key))
+    table = adata.uns.get(biomarkers_key, ())
+    if len(table):
+        params = adata.uns.get(f"{biomarkers_key}_params", {})
+        out += [f"{_biomarkers(table, params, key)} {_reservations(table, params)}", *_targets(table)]
+    calls = {str(params.get("call")) for params in records(adata.uns)}  # not a user's own table of the same name
+    if "tl.describe" in calls and _keys.DESCRIBE in adata.uns:
+        names = adata.uns[_keys.DESCRIBE]["proposed_name"]
+        out.append(f"Proposed names: {'; '.join(f'{group}: {name}' for group, name in names.items())}.")
+    if "tl.compare" in calls and _keys.COMPARE in adata.uns:
+        out.append(_conditions(adata.uns[_keys.COMPARE], adata.uns[f"{_keys.COMPARE}_params"]))
     return out
 
 
@@ -78,11 +88,7 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
 def _regions(adata: AnnData) -> str:
     table = get.regions(adata)
     borders = int(table["degree"].sum()) // 2
-    text = f"Segments form {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
-    if "attention" in table and table["attention"].notna().any():
-        mean = table.groupby("segment", observed=True)["attention"].mean()
-        text += f" The graph network attends most to regions of segment {mean.idxmax()} (mean {mean.max():.2f})."
-    return text
+    return f"Segments form {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
 
 
 def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str:
@@ -92,7 +98,7 @@ def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str
     if markers.empty:
         return text + f"no gene marks a {what}."
     if len(groups) == 1:
-        text += f"{len(markers):,} of {len(table):,} genes tell {groups[0]} from {_reference(params)}."
+        text += f"{len(markers):,} of {len(table):,} genes tell {groups[0]} from {_reference(params)}{_sizes(params)}."
     else:
         counts = markers["group"].value_counts()
         text += (
@@ -103,6 +109,62 @@ def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str
         beyond = int(markers["beyond_composition"].sum())
         text += f" Of {len(markers):,} differences {beyond:,} are beyond composition (more than the mixture explains)."
     return text
+
+
+def _sizes(params: Mapping[str, Any]) -> str:
+    if "n_obs_group" not in params:
+        return ""
+    return f" ({int(params['n_obs_group'][0]):,} and {int(params['n_obs_reference'][0]):,} observations)"
+
+
+def _reservations(table: pd.DataFrame, params: Mapping[str, Any]) -> str:
+    """Say what the p-values rest on: the sections, their agreement, and how the groups were found."""
+    n = int(table["n_libraries"].max()) if "n_libraries" in table else 0
+    text = "The p-values allow for neighbours that resemble each other."
+    if n == 1:
+        text += " They rest on one section and do not hold for other sections or patients."
+    if n > 1:
+        text += f" The unit is the section: {n} were combined, and each counts alone, also where a patient has several."
+        agree = table.loc[table["pvals_adj"] <= FDR].get("direction_consistent", pd.Series(dtype="boolean")).dropna()
+        if len(agree):
+            text += f" Of {len(agree):,} differences {int(agree.sum()):,} have the same direction in all sections."
+    if "unprotected" in params:
+        text += " The groups were found in the tested expression, so the p-values are too small: only the order counts."
+    elif "protect_agreement" in params:
+        agreement = f"adjusted Rand index {float(params['protect_agreement']):.2f}, 1 is the same"
+        text += f" The groups were found again in one half of the counts ({agreement}) and tested in the other half."
+    return text
+
+
+def _targets(table: pd.DataFrame) -> list[str]:
+    """Return the higher genes with evidence as targets, if tables of targets were joined."""
+    joined = [c.removeprefix("in_") for c in table if c.startswith("in_")]
+    higher = table[(table["pvals_adj"] <= FDR) & (table["scores"] > 0)].drop_duplicates("names")
+    if not joined:
+        return []
+    texts = [f"{gene}: {text}" for gene, text in zip(higher["names"], evidence_texts(higher), strict=True) if text]
+    listed = "; ".join(texts[:_GENES_LISTED]) + ("; ..." if len(texts) > _GENES_LISTED else "")
+    return [
+        f"Of the {_count(len(higher), 'gene')} that are significantly higher, {len(texts) or 'none'} have evidence as "
+        f"targets in {', '.join(joined)}{f' ({listed})' if listed else ''}. A gene without evidence may only be "
+        "missing there."
+    ]
+
+
+def _conditions(table: pd.DataFrame, params: Mapping[str, Any]) -> str:
+    texts = []
+    for group, part in table.groupby("group", sort=False, observed=True):
+        n = f"{int(part['n_group'].max())} and {_count(int(part['n_reference'].max()), 'subject')}"
+        tested = part[part["pvals"].notna()]
+        found = [
+            f"{int((rows['pvals_adj'] <= FDR).sum()):,} of {len(rows):,} values of {kind}"
+            for kind, rows in tested.groupby("kind", sort=False, observed=True)
+        ]
+        what = "nothing was tested, because a condition has fewer than three subjects"
+        if found:
+            what = f"{', '.join(found)} differ at a false discovery rate of {_percent(FDR)}"
+        texts.append(f"{group} against {params['reference']} ({n}): {what}.")
+    return " ".join(texts)
 
 
 def tests_composition(table: pd.DataFrame) -> bool:
@@ -143,13 +205,19 @@ def _percent(part: float) -> str:
 
 
 def parameter_tables(adata: AnnData, key: str, biomarkers_key: str) -> list[tuple[str, dict[str, str]]]:
-    """Return the parameters of each step that was run, as text."""
-    slots: list[Any] = [adata.uns.get(name) for name in (key, _keys.REGIONS, _keys.EMBED, _keys.MULTITASK)]
-    steps = [*map(params_of, slots), dict(adata.uns.get(f"{biomarkers_key}_params", {}))]
+    """Return the parameters of each step that was run, as text: first those of the report's own tables."""
+    slots, table = (key, _keys.REGIONS, _keys.EMBED, _keys.MULTITASK), f"{biomarkers_key}_params"
+    steps = [("", params_of(adata.uns.get(name))) for name in slots] + [("", dict(adata.uns.get(table, {})))]
+    others = [name for name in sorted(adata.uns) if name not in (*slots, table)]
+    steps += [(name.removesuffix("_params"), params) for name in others for params in records(adata.uns[name])]
     tables = []
-    for params in filter(None, steps):
-        (flat,) = pd.json_normalize({k: v for k, v in params.items() if k not in ("call", "slots")}).to_dict("records")
-        tables.append((str(params.get("call", "step")), {str(name): _format(value) for name, value in flat.items()}))
+    for where, params in steps:
+        if params:
+            kept = {k: v for k, v in params.items() if k not in ("call", "slots")}
+            (flat,) = pd.json_normalize(kept).to_dict("records")
+            call = str(params.get("call", "step"))
+            title = call if call.endswith(where) else f"{call}: {where}"
+            tables.append((title, {str(name): _format(value) for name, value in flat.items()}))
     return tables
 
 

@@ -27,7 +27,7 @@ from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 
 from ._attribution import load_models, model_attributions, reads_regions
-from ._design import chosen_groups, compare, testable, warn_few, warn_single
+from ._design import chosen_groups, compare, group_sizes, testable, warn_few, warn_single
 from ._probe import probe_attributions
 from ._protect import TestData
 from ._table import design_table, scanpy_twin, sort_genes
@@ -158,7 +158,7 @@ def biomarkers(
         attribution=f"{len(models)} model(s)" if models else "linear probe",
         attribution_agreement=np.array(agreement, dtype=np.float64), layer=layer, **data.record,
         spatial_key=spatial_key, library_key=library_key, method=method, n_null=n_null, random_state=seed,
-        design=np.array([d.kind for d in designs], dtype=object),
+        design=np.array([d.kind for d in designs], dtype=object), **group_sizes(designs, codes, libs.codes),
         correlation_length=np.array([o.length for o in outcomes], dtype=np.float64), libraries=libs.names,
     )  # fmt: skip
     return slots.write(adata, copy)

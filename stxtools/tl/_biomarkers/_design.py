@@ -66,6 +66,12 @@ def testable(planned: list[Design], reference: str, groupby: str, *, explicit: b
     return large
 
 
+def group_sizes(designs: list[Design], codes: Ints, libs: Ints) -> dict[str, Ints]:
+    """Return the numbers of tested observations of each group and of its reference."""
+    tested = [[side[np.isin(libs, d.libraries)].sum() for side in d.sides(codes)] for d in designs]
+    return dict(zip(("n_obs_group", "n_obs_reference"), np.array(tested, dtype=np.int64).T, strict=True))
+
+
 def warn_few(designs: list[Design], codes: Ints, libs: Ints, groupby: str) -> None:
     """Warn of groups that are small in every section: random groups of their size are called too often."""
     few = []

@@ -31,7 +31,8 @@ _TARGETS = (None, 1e4)  # depth after normalisation: the median, or scanpy's hab
 class TestData:
     """Expression to test and the groups' ``codes``; of one half of the counts where the groups were found in them.
 
-    ``protected``: counts were divided. ``record``: entries of ``params`` on that and on the expression.
+    ``protected``: counts were divided. ``record``: entries of ``params`` on that (``unprotected``: why p-values are
+    optimistic) and on the expression.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class TestData:
             half = "" if protect is None else _split(adata, column, groups, layer, seed, show_progress)
             if isinstance(half, str):
                 _warn_unprotected(groupby, half)
+                record["unprotected"] = half or "the groups were found in the tested expression"
             else:
                 self.layer, (self.adata, self.codes, record) = None, half
-        self.protected = bool(record)
+        self.protected = "protect_agreement" in record
         self.read = Expression(self.adata, self.layer, in_memory=False)
-        self.record = record or self.read.record
+        self.record = record if self.protected else record | self.read.record
 
 
 def found_in_expression(adata: AnnData, groupby: str, layer: str | None) -> bool:
