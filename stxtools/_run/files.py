@@ -15,7 +15,7 @@ from anndata import AnnData
 from anndata.io import read_h5ad, write_elem
 from filelock import FileLock, Timeout
 
-from stxtools import _keys, get
+from stxtools import _keys
 from stxtools._files import PART, atomic_write, sync_folder, write_text
 from stxtools._version import __version__
 
@@ -70,9 +70,9 @@ class _DeferredErrorFile(io.FileIO):
 
 
 def write_table(adata: AnnData, path: str | Path, key: str = _keys.BIOMARKERS) -> None:
-    """Write the table of biomarkers as CSV."""
+    """Write a table, such as the biomarkers, as CSV."""
     with atomic_write(path) as part:
-        get.biomarkers(adata, key=key).to_csv(part, index=False, float_format="%.6g")
+        adata.uns[key].to_csv(part, index=False, float_format="%.6g")
 
 
 class Folder:

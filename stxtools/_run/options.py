@@ -19,6 +19,8 @@ STEPS = {
     "regions": "connected regions as a graph: st.tl.region_graph",
     "embed": "region embeddings and attention: st.tl.embed",
     "biomarkers": "genes that mark each group: st.tl.biomarkers",
+    "targets": "drugs, tractability and safety of these genes: st.tl.targets",
+    "compare": "conditions, with the patient as unit: st.tl.compare",
     "report": "all results as one HTML file: st.report",
 }
 _NO_OPTIONS = ("adata", "path", "copy", "show_progress")  # parameters that the command line sets
@@ -37,6 +39,7 @@ class Option(NamedTuple):
 
 
 _TABLE = Option("str | None", None, "write the table as CSV, too")
+CSV = {"biomarkers": "table", "compare": "table", "targets": "csv"}  # the option of a step that names the CSV file
 _QUIET = Option("bool", False, "neither progress bar nor a line for each step")
 _RUN = {
     "input": Option(
@@ -71,7 +74,7 @@ def function_of(step: str) -> Callable[..., None]:
 
 def options_of(command: str) -> dict[str, Option]:
     """Return the options of a command: the parameters of its functions, and those of the command line."""
-    extra = {"quiet": _QUIET} | ({"table": _TABLE} if command == "biomarkers" else {})
+    extra = {"quiet": _QUIET} | ({CSV[command]: _TABLE} if command in CSV else {})
     if command == "run":
         steps = [(options_of(step), (*COMMON, *CALLS[step])) for step in reversed(CALLS)]
         return {name: o for options, names in steps for name, o in options.items() if name in names} | _RUN | extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 import time
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from stxtools.pl._sections import panels_of
 
 from .files import DATA, FIGURES, REPORT, TABLE, Folder, write_h5ad, write_table
 from .inputs import check_inputs, read_sections
-from .options import CALLS, COMMON, UsageError, as_flags, error_text, function_of, log, options_of, parse_options
+from .options import CALLS, COMMON, CSV, UsageError, as_flags, error_text, function_of, log, options_of, parse_options
 
 _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}
 STEPS = tuple(_SHARES)[1:]
@@ -148,7 +149,7 @@ def draw(adata: AnnData, folder: Path) -> None:
 def run_step(arguments: Mapping[str, Any]) -> None:
     """Read a section, run one step, and write the results; after a UsageError nothing was written."""
     step, options = str(arguments["command"]), parse_options(arguments)
-    quiet, table = options.pop("quiet", False), options.pop("table", None)
+    quiet, table = options.pop("quiet", False), options.pop(CSV.get(step, "table"), None)
     out, suffix = Path(arguments["output"]).expanduser(), ".html" if step == "report" else ".h5ad"
     try:
         if out.suffix != suffix:
@@ -161,13 +162,15 @@ def run_step(arguments: Mapping[str, Any]) -> None:
         adata = read_sections([str(arguments["input"])], None, None)[0]
         log(f"read {time.perf_counter() - start:.1f} s: {adata.n_obs:,} x {adata.n_vars:,}", quiet)
         start = time.perf_counter()
-        extra: dict[str, Any] = {"path": out} if step == "report" else {"show_progress": False if quiet else None}
-        function_of(step)(adata, **options, **extra)
+        function, extra = function_of(step), {"path": out, "show_progress": False if quiet else None}
+        has = inspect.signature(function).parameters
+        function(adata, **options, **{name: value for name, value in extra.items() if name in has})
     except (KeyError, ValueError, TypeError, FileNotFoundError, IsADirectoryError) as err:
         raise UsageError(as_flags(error_text(err), options_of(step))) from err
     log(f"{step} {time.perf_counter() - start:.1f} s", quiet)
     if step != "report":
         write_h5ad(adata, out)
     if table is not None:
-        write_table(adata, table, options.get("key_added") or _keys.BIOMARKERS)
+        default = _keys.COMPARE if step == "compare" else options.get("key", _keys.BIOMARKERS)
+        write_table(adata, table, options.get("key_added") or default)
     log(f"wrote {out}", quiet)
