@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -203,6 +205,19 @@ def test_failed_download_raises_and_keeps_no_file(
     with pytest.raises(error, match=match):
         getattr(st.datasets, folder.name)()
     assert _files(folder.parent) == []
+
+
+def test_full_disk_is_not_called_a_failed_connection(
+    tenx: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "move", fail)  # by which pooch puts a complete file into its place
+    with pytest.raises(OSError, match="No space left") as caught:
+        st.datasets.visium_mouse_brain()
+    assert type(caught.value) is OSError
+    assert _files(tenx.parent) == []
 
 
 def test_truncated_download_is_not_kept(tenx: Path, server: Server, counts: np.ndarray) -> None:

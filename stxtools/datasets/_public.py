@@ -8,13 +8,13 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill, indent
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from jinja2 import Template
 from scipy import sparse
 
 from stxtools import _keys
@@ -29,51 +29,13 @@ from stxtools._settings import settings
 # have a ``url``, ``files`` with checksums (series: ``file``, ``layer``, ``label``), and ``help`` where one fails.
 REGISTRY: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("_registry.json").read_text("utf-8"))
 
-_DOC = """\
-Load {about}
-
-{publication}
-{parameters}
-Returns
--------
-{holds}
-
-Raises
-------
-{raises}
-
-Examples
---------
->>> import stxtools as st
-{example}
-"""
-_RAISES_ABSENT = """\
-FileNotFoundError
-    If the section is not in ``settings.datasetdir``; the message says where to get it.
-ValueError
-    If the file cannot be read."""
-_RAISES_DOWNLOAD = """\
-ConnectionError
-    If a download fails; partial files are removed, and the message says how to download by hand.
-ValueError
-    If the content of a file is not as expected."""
+_DOCSTRING = Template(Path(__file__).with_name("_loader.txt").read_text("utf-8"), trim_blocks=True)
 
 
 def with_docstring(loader: F) -> F:
     """Write a loader's docstring from its entry in the registry."""
-    name, entry = loader.__name__, REGISTRY[loader.__name__]
-    is_download = "url" in entry
-    shared = {"show_progress": PARAMETERS["show_progress"]} if is_download else {}
-    parameters = entry.get("parameters", {}) | shared
-    texts = [f"{k}\n{indent(fill(v, WIDTH - 4), '    ')}\n" for k, v in parameters.items()]
-    calls = entry.get("example", [f"adata = st.datasets.{name}()"])
-    loader.__doc__ = _DOC.format(
-        about=entry["about"],
-        publication=fill(f"{entry['publication']}.", WIDTH),
-        parameters="\nParameters\n----------\n" + "".join(texts) if texts else "",
-        holds=fill(entry["holds"], WIDTH),
-        raises=_RAISES_DOWNLOAD if is_download else _RAISES_ABSENT,
-        example="\n".join(f">>> {call}  # doctest: +SKIP" for call in calls),
+    loader.__doc__ = _DOCSTRING.render(
+        REGISTRY[loader.__name__], name=loader.__name__, width=WIDTH, show_progress=PARAMETERS["show_progress"]
     )
     return loader
 
@@ -227,6 +189,7 @@ def _fetch(
 ) -> list[Path]:
     """Return the files of a source in ``folder``; those that are absent or have another checksum are downloaded."""
     import pooch
+    from requests import RequestException
 
     source, paths = REGISTRY[name], []
     for file, known_hash in (files or source["files"]).items():
@@ -234,7 +197,7 @@ def _fetch(
         try:
             # pooch writes to a temporary file and moves it into place when it is complete and its checksum is right
             paths.append(Path(pooch.retrieve(url, known_hash, fname=file, path=folder, progressbar=progressbar)))
-        except (OSError, ValueError) as err:
+        except (RequestException, ValueError) as err:  # a full disk, too, is an OSError
             kind = ConnectionError if isinstance(err, OSError) else ValueError
             raise kind(
                 f"Could not download {url} ({type(err).__name__}: {err}). Nothing was kept. {source['help']} "
