@@ -260,8 +260,8 @@ def fingerprint(xy: Floats) -> int:
     return zlib.crc32(np.ascontiguousarray(xy, dtype=np.float64).tobytes())
 
 
-def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) -> Labels:
-    """Return the classes that a categorical, string, boolean or integer column holds."""
+def class_column(adata: AnnData, key: str, param: str) -> pd.Series:
+    """Return a categorical, string, boolean or integer column as categorical, with unused categories."""
     check_in(adata, "obs", key, param)
     column = adata.obs[key]
     if pd.api.types.is_float_dtype(column.dtype):
@@ -272,7 +272,15 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
         raise TypeError(
             f"`{code}` holds floating-point numbers; `{param}` needs classes. Convert it, e.g. `{code} = {classes}`."
         )
-    column = column.astype("category").cat.remove_unused_categories()
+    try:
+        return column.astype("category")
+    except TypeError as err:
+        raise TypeError(f"`adata.obs[{key!r}]` holds no classes: {err}; store one string per observation.") from err
+
+
+def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) -> Labels:
+    """Return the classes that a column holds."""
+    column = class_column(adata, key, param).cat.remove_unused_categories()
     labels = [str(name) for name in column.cat.categories]
     _check_distinct(column.cat.categories, labels, key)
     if len(labels) < min_classes:

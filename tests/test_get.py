@@ -78,5 +78,5 @@ def test_segments_of_any_categorical_column(make_section: Callable[..., ad.AnnDa
     assert table["n_obs"].sum() == section.n_obs
     assert "confidence" not in table
     section.obs["score"] = np.linspace(0, 1, section.n_obs)
-    with pytest.raises(TypeError, match="floating-point numbers, not categories"):
+    with pytest.raises(TypeError, match="floating-point numbers; `key` needs classes"):
         st.get.segments(section, key="score")

@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._docs import documented
 from stxtools._slots import column_names
-from stxtools._validate import check_adata, check_in, libraries
+from stxtools._validate import check_adata, check_in, class_column, libraries
 
 
 @documented
@@ -45,7 +45,7 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | boo
     libs = None if library_key is None else libraries(adata, library_key)
     names, codes = ([""], np.zeros(adata.n_obs, dtype=int)) if libs is None else (libs.names, libs.codes)
     frame = pd.DataFrame({"library": pd.Categorical.from_codes(codes, names)})
-    frame["segment"] = classes_of(adata, key).array
+    frame["segment"] = class_column(adata, key, "key").array
     confidence = adata.obs.get(_keys.confidence(key))
     if confidence is not None:
         frame["confidence"] = confidence.to_numpy(dtype=float)
@@ -123,18 +123,6 @@ def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     if _keys.ATTENTION in graph.obs:
         columns["attention"] = graph.obs[_keys.ATTENTION]
     return pd.DataFrame(columns, index=pd.Index(graph.obs_names, name="region"), copy=True)
-
-
-def classes_of(adata: AnnData, key: str) -> pd.Series:
-    """Return ``obs[key]`` as a categorical column; floating-point numbers are refused."""
-    column = adata.obs[key]
-    if pd.api.types.is_float_dtype(column.dtype):
-        raise TypeError(f"`adata.obs[{key!r}]` holds floating-point numbers, not categories; for numbers use "
-                        f"`sc.pl.spatial` or `sq.pl.spatial_scatter(adata, color={key!r})`.")  # fmt: skip
-    try:
-        return column.astype(column.dtype if isinstance(column.dtype, pd.CategoricalDtype) else "category")
-    except TypeError as err:
-        raise TypeError(f"`adata.obs[{key!r}]` holds no classes: {err}; store one string per observation.") from err
 
 
 def regions_of(adata: AnnData, key: str) -> AnnData:

@@ -21,8 +21,8 @@ from stxtools._checks import listing
 from stxtools._colors import colors_for, stored_colors
 from stxtools._slots import column_names
 from stxtools._types import Floats, Ints
+from stxtools._validate import class_column
 from stxtools._warn import warn
-from stxtools.get._segments import classes_of
 
 MISSING = "#d3d3d3"  # scanpy's "lightgray"
 UP, DOWN, NEITHER = "#d55e00", "#0072b2", "#9a9a9a"  # Okabe and Ito: distinguishable for colour-blind readers
@@ -34,7 +34,7 @@ _HEADING = "heading"
 
 def category_codes(adata: AnnData, key: str) -> tuple[Ints, list[str]]:
     """Return the codes (-1 where missing) and the names of all categories, unused ones included."""
-    column = classes_of(adata, key)
+    column = class_column(adata, key, "key")
     return np.asarray(column.cat.codes, dtype=np.int64), [str(c) for c in column.cat.categories]
 
 
