@@ -82,7 +82,7 @@ def test_attribution_explains_the_predicting_ridge(tissue, nets):
     """Its log probabilities equal those of the classifier of genes without adaptation and components."""
     net = TissueNet.load(nets[0])
     explainer = _explainer(tissue, nets[0], "classification")
-    (section,) = tissue_input(tissue, net, None).sections(Regions(tissue, "regions", "spatial"))
+    (section,) = tissue_input(tissue, None, net).sections(Regions(tissue, "regions", "spatial"))
     genes = net.ensembles["classification"].elsewhere.genes
     components = genes.predict(section.by_name, adapt=False)
     assert components.weights["lda"] == 0

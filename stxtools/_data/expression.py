@@ -18,7 +18,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._progress import stage
 from stxtools._settings import settings
-from stxtools._types import Bools, Csr, Ints
+from stxtools._types import Csr, Floats32, Ints
 from stxtools._warn import warn
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.stats._composition import rescale
@@ -165,15 +165,17 @@ def with_expression_in_x(adata: AnnData, expression: Expression) -> AnnData:
 
 
 def without_genes(
-    adata: AnnData, hidden: Bools, layer: str | None, noised: AnnData | None = None
+    adata: AnnData, genes: Sequence[str], layer: str | None, noised: AnnData | None = None
 ) -> tuple[AnnData, str | None]:
-    """Return ``adata`` (or it ``noised``, in ``X``) without ``hidden`` genes, and the layer that holds expression.
+    """Return ``adata`` (or it ``noised``, in ``X``) without ``genes``, and the layer that holds expression.
 
     Where all observations have one depth, that of the others tells what the hidden genes have: it becomes equal, too.
     """
-    rest, kept_layer = (adata if noised is None else noised)[:, ~hidden], layer if noised is None else None
+    rest, kept_layer = (adata, layer) if noised is None else (noised, None)
+    hidden = adata.var_names.isin(genes)
     if not hidden.any():
         return rest, kept_layer
+    rest = rest[:, ~hidden]
     read = Expression(adata, layer, in_memory=False)  # counts stay where they are
     if read.scale not in ("linear", "log"):
         return rest, kept_layer
@@ -190,6 +192,17 @@ def without_genes(
     else:
         x = rescale(matrix, np.divide(target, kept, out=np.zeros_like(kept), where=kept > 0))
     return AnnData(x, obs=rest.obs, var=rest.var, obsm=dict(rest.obsm), uns={"log1p": {}}), None
+
+
+def log_values(
+    adata: AnnData, genes: Sequence[str], layer: str | None, known: str | None
+) -> tuple[Floats32, dict[str, str]]:
+    """Return log expression of ``genes`` (n, T), NaN where ``obs[known]`` (if named) is False, and its record."""
+    read = Expression(adata, layer)
+    values = log_normalize(read.matrix, read.scale)[:, read.names.get_indexer(genes)].toarray().astype(np.float32)
+    if known is not None:
+        values[~adata.obs[known].to_numpy()] = np.nan
+    return values, read.record
 
 
 def _check_log1p(summary: MatrixSummary) -> None:

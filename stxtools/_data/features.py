@@ -22,7 +22,7 @@ from stxtools.models._projection import GeneProjection
 from stxtools.models.ensemble.gene_means import GeneSection
 
 from .chunks import is_out_of_core
-from .expression import Expression, log_chunks, without_genes
+from .expression import Expression, log_chunks
 from .regions import Regions, region_sections
 from .representation import (
     N_COMPS,
@@ -263,26 +263,17 @@ class TissueInput:
 
 
 def tissue_training_input(
-    adata: AnnData, model: TissueNet, labels: Mapping[str, Ints], expression: Sequence[str],
-    expression_key: str | None, *, use_rep: str | None, layer: str | None, portable: bool, random_state: int,
+    adata: AnnData, layer: str | None, model: TissueNet, labels: Mapping[str, Ints], targets: Floats32 | None, *,
+    use_rep: str | None, portable: bool, random_state: int,
 ) -> TissueInput:  # fmt: skip
     """Return the input of a new model, which stores its representation, genes and depth."""
-    targets, record = None, {}
-    if expression:
-        source = Expression(adata, layer)
-        record = source.record
-        genes = source.names.get_indexer(list(expression))
-        targets = log_normalize(source.matrix, source.scale)[:, genes].toarray().astype(np.float32)
-        if expression_key is not None:
-            targets[~adata.obs[expression_key].to_numpy()] = np.nan
-        adata, layer = without_genes(adata, adata.var_names.isin(list(expression)), layer)
     known = GeneNames(adata)
     names, aliases = known.names, known.aliases()
     features = training_features(
-        adata, use_rep, layer, portable=portable, recompute=bool(expression), random_state=random_state
+        adata, use_rep, layer, portable=portable, recompute=targets is not None, random_state=random_state
     )
     model.use_rep, model.projection = features.name, features.projection
-    out = TissueInput(features.values, record | features.record, labels=labels, targets=targets)
+    out = TissueInput(features.values, features.record, labels=labels, targets=targets)
     chosen = model.params.genes
     if not chosen:
         return out
@@ -305,16 +296,14 @@ def tissue_training_input(
         index = np.unique(index)
     model.target_sum = median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
     model.genes = [str(g) for g in read.names[index]]
-    out.record = record | read.record
+    out.record = read.record
     out.genes = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, index]
     out.named, model.ids = (read, names, None), aliases
     return out
 
 
-def tissue_input(adata: AnnData, model: TissueNet, layer: str | None) -> TissueInput:
-    """Return the input of a trained model."""
-    if model.expression and model.read_genes:  # these genes did not count towards the depth in training
-        adata, layer = without_genes(adata, adata.var_names.isin(model.expression), layer)
+def tissue_input(adata: AnnData, layer: str | None, model: TissueNet) -> TissueInput:
+    """Return the input of a trained model, whose hidden genes ``adata`` lacks."""
     names = GeneNames(adata).matched(model.read_genes, model.ids)
     if model.projection is not None:
         check_genes(model.projection.genes, names)

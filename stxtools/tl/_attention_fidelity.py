@@ -13,6 +13,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_names
+from stxtools._data.expression import without_genes
 from stxtools._data.features import tissue_input
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
@@ -87,7 +88,7 @@ def attention_fidelity(
     fitted: TissueNet = model_of(model, "TissueNet")
     explained, weight = _task_and_weight(fitted, task, of)
 
-    read = tissue_input(adata, fitted, layer)
+    read = tissue_input(*without_genes(adata, fitted.hidden_genes, layer), fitted)
     sections = read.sections(regions)
     rng = np.random.default_rng(random_state)
     corrected = next((m for m in methods if m != "attention"), methods[0])

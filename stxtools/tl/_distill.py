@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._data.expression import without_genes
 from stxtools._data.features import model_features, tissue_input
 from stxtools._data.regions import Regions
 from stxtools._data.sections import make_sections
@@ -72,7 +73,7 @@ def distill(
 
     teacher: TissueNet = model_of(model, "TissueNet")
     regions = Regions(adata, regions_key, spatial_key, library_key)
-    read = tissue_input(adata, teacher, layer)
+    read = tissue_input(*without_genes(adata, teacher.hidden_genes, layer), teacher)
     sections = read.sections(regions)
     student = TissueStudent(params)
     targets = student.soft_targets(teacher, sections, random_state=seed, accelerator=accelerator)

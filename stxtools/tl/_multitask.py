@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._checks import check_key, check_seed, check_writable, listing
+from stxtools._data.expression import log_values, without_genes
 from stxtools._data.features import model_features, tissue_input, tissue_training_input
 from stxtools._data.regions import Regions, graph_slots, predicted_class
 from stxtools._data.sections import Geometry, make_sections
@@ -129,9 +130,11 @@ def multitask(
                 f"Within the regions, `adata.obs[{columns[task]!r}]` labels {listing(names[i] for i in inside)} of its "
                 f"classes {listing(names)}; two at least are needed. Label observations that lie in a region."
             )
-    read = tissue_input(adata, fitted, layer) if applied is not None else tissue_training_input(
-        adata, fitted, {task: codes for task, (codes, _) in labels.items()}, targets, expression_key,
-        use_rep=use_rep, layer=layer, portable=save_model is not None, random_state=random_state,
+    source = without_genes(adata, targets if applied is None else fitted.hidden_genes, layer)
+    learned, record = log_values(adata, targets, layer, expression_key) if targets else (None, {})
+    read = tissue_input(*source, fitted) if applied is not None else tissue_training_input(
+        *source, fitted, {task: codes for task, (codes, _) in labels.items()}, learned,
+        use_rep=use_rep, portable=save_model is not None, random_state=random_state,
     )  # fmt: skip
     sections = read.sections(regions)
     if applied is None:
@@ -161,7 +164,7 @@ def multitask(
     slots.uns[key] = {
         "params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, expression=targets or None,
-            expression_key=expression_key, use_rep=use_rep, layer=layer, **read.record,
+            expression_key=expression_key, use_rep=use_rep, layer=layer, **record | read.record,
             library_key=library_key, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
             model="given" if applied is not None else "trained", tissuenet=fitted.params_dict(),
         ),

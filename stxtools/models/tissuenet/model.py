@@ -91,6 +91,11 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         return list(dict.fromkeys(gene for genes in lists for gene in genes))
 
     @property
+    def hidden_genes(self) -> list[str]:
+        """Genes to predict, which did not count towards the depth in training."""
+        return self.expression if self.read_genes else []
+
+    @property
     def tasks(self) -> dict[str, int]:
         """Task -> number of classes or genes."""
         sizes = {task: len(names) for task, names in self.classes.items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from stxtools._data.expression import Expression, log_chunks
+from stxtools._data.expression import Expression, log_chunks, without_genes
 from stxtools._data.features import GeneNames, check_genes, model_features, tissue_input
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._types import Bools, Floats, Ints
@@ -118,7 +118,7 @@ class ModelExplainer:
             self.attributions = [RidgeAttribution(model.gene_classifier, section) for section in genes]
             return
         self.classes, self.parts, self._known = model.classes[task], regions.where.parts, regions.region >= 0
-        read = tissue_input(adata, model, layer)
+        read = tissue_input(*without_genes(adata, model.hidden_genes, layer), model)
         genes = model.ensembles[task].elsewhere.genes
         self.attributions = [RidgeAttribution(genes, section.by_name) for section in read.sections(regions)]
         if model.expression:  # genes to predict were not read

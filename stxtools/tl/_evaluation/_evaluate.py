@@ -214,8 +214,8 @@ class Evaluation:
         if hidden is not None:
             read = Expression(p.adata, p.layer)
             values = log_normalize(read.matrix, read.scale)[:, hidden].toarray().astype(np.float64)
-            mask = np.isin(np.arange(given.n_vars), hidden)
-            p = p.with_adata(*without_genes(given, mask, self.protocol.layer, p.adata if noise > 0 else None))
+            noised = p.adata if noise > 0 else None
+            p = p.with_adata(*without_genes(given, given.var_names[hidden], self.protocol.layer, noised))
         # genes and components must not be chosen on held-out sections; within sections they see no label
         return p, values, None if scheme == "library" else p.features()
 
