@@ -176,14 +176,21 @@ def _images_over(sdata: SpatialData, region: str, system: str | None) -> tuple[d
     images, factors = {}, {}
     for name, image in sdata.images.items():
         levels = _levels(image)
-        scale = _scale_between(sdata[region], image, system)
-        if scale is None or levels[0].sizes["c"] not in {3, 4}:
+        matrix = _matrix_between(sdata[region], image, system)
+        if matrix is None or levels[0].sizes["c"] not in {3, 4}:
             continue
         level = next((level for level in levels if max(level.shape[1:]) <= _LARGEST), levels[-1])
         step = -(-max(level.shape[1:]) // _LARGEST)
-        key = next((known for known in ("hires", "lowres") if known in name), name)
-        images[key] = _pixels(level[:, ::step, ::step])
-        factors[f"tissue_{key}_scalef"] = scale * images[key].shape[1] / levels[0].sizes["x"]
+        pixels = _pixels(level[:, ::step, ::step])
+        shrunk = pixels.shape[1] / levels[0].sizes["x"]
+        scale = float(matrix[0, 0])
+        upright = np.allclose(matrix[:2, :2], scale * np.eye(2), rtol=1e-3, atol=1e-3 * abs(scale))
+        if not upright or scale <= 0 or np.abs(matrix[:2, 2]).max() > 1:
+            pixels, scale = _upright(pixels, np.diag([shrunk, shrunk, 1]) @ matrix)
+            scale /= shrunk
+        if pixels.size:
+            key = next((known for known in ("hires", "lowres") if known in name), name)
+            images[key], factors[f"tissue_{key}_scalef"] = pixels, scale * shrunk
     if images and "radius" in getattr(sdata.shapes.get(region), "columns", ()):  # circles
         factors[_keys.SPOT_DIAMETER] = float(2 * np.median(sdata.shapes[region]["radius"]))
     return images, factors
@@ -199,8 +206,25 @@ def _pixels(image: Any) -> Array:
     return np.ascontiguousarray(values[..., 0] if values.shape[-1] == 1 else values)
 
 
-def _scale_between(element: Any, image: Any, system: str | None) -> float | None:
-    """Return pixels of an image per unit of ``element``, or of ``system``; None if it is rotated or shifted."""
+def _upright(image: Array, matrix: Floats) -> tuple[Array, float]:
+    """Return a rotated or shifted image resampled to start at (0, 0), and its pixels per unit of the coordinates."""
+    from skimage.transform import AffineTransform, warp
+
+    height, width = image.shape[:2]
+    corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+    extent = np.maximum((np.linalg.inv(matrix) @ corners)[:2].max(axis=1), 0)
+    scale = min(np.sqrt(abs(np.linalg.det(matrix))), _LARGEST / max(extent.max(), 1e-9))
+    centre = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # of the first pixel
+    onto = AffineTransform(np.linalg.inv(centre) @ matrix @ np.diag([1 / scale, 1 / scale, 1]) @ centre)
+    white = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1.0
+    shape = np.ceil(extent[::-1] * scale).astype(int)
+    if not shape.all():  # it lies beside the coordinates that an image can show
+        return image[:0], scale
+    return warp(image, onto, output_shape=shape, cval=white, preserve_range=True).astype(image.dtype), scale
+
+
+def _matrix_between(element: Any, image: Any, system: str | None) -> Floats | None:
+    """Return the matrix from coordinates of ``element``, or of ``system``, to pixels of an image."""
     from spatialdata.transformations import get_transformation
 
     of_image = get_transformation(image, get_all=True)
@@ -212,6 +236,4 @@ def _scale_between(element: Any, image: Any, system: str | None) -> float | None
     matrix = np.linalg.inv(of_image[shared].to_affine_matrix(**axes))
     if system is None:
         matrix = matrix @ of_element[shared].to_affine_matrix(**axes)
-    scale = float(matrix[0, 0])
-    upright = np.allclose(matrix[:2, :2], scale * np.eye(2), rtol=1e-3, atol=1e-3 * abs(scale))
-    return scale if upright and scale > 0 and np.abs(matrix[:2, 2]).max() <= 1 else None
+    return matrix

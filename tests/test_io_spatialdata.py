@@ -131,6 +131,48 @@ def _of_another_program(adata: ad.AnnData, *, by_labels: bool = False) -> sd.Spa
     return out
 
 
+def test_elements_that_overlap_are_sections(make_section: Callable[..., ad.AnnData]) -> None:
+    sdata = _of_another_program(make_section("square", 12, 12))
+    table, shapes = sdata["cells_table"], sdata["cells"]
+    for name in list(sdata.images):
+        del sdata[name]
+    table.obs["region"] = pd.Categorical(np.where(np.arange(table.n_obs) % 2, "a", "b"))
+    for name in ("a", "b"):
+        sdata[name] = ShapesModel.parse(shapes.loc[table.obs["cell"][table.obs["region"] == name]])
+    table.uns["spatialdata_attrs"]["region"] = ["a", "b"]
+    with pytest.raises(ValueError, match="library_key='region'"):
+        st.pp.rasterize(sdata, table_key="cells_table")
+    st.pp.rasterize(sdata, table_key="cells_table", library_key="region")
+    assert {"a", "b"} <= set(table.uns["raster"])
+
+
+@pytest.mark.parametrize("system", [None, "global"])
+@pytest.mark.parametrize("degrees", [0.0, 3.0, 90.0, 180.0])
+def test_registered_images_that_are_rotated_and_shifted_fit(
+    make_section: Callable[..., ad.AnnData], degrees: float, system: str | None
+) -> None:
+    sdata = _of_another_program(make_section("square", 9, 9))
+    xy = st.io.from_spatialdata(sdata, "cells_table").obsm["spatial"]
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turn = np.array([[cos, -sin], [sin, cos]])
+    corner = (xy @ turn).min(axis=0) - 20  # of the image, whose pixel is 4 units
+    where = np.floor(((xy @ turn) - corner) / 4).astype(int)
+    pixels = np.full((3, *(where.max(axis=0)[::-1] + 6)), 255, dtype=np.uint8)
+    for at in np.ndindex(3, 3):  # a spot of red around each observation
+        pixels[1:, where[:, 1] + at[1] - 1, where[:, 0] + at[0] - 1] = 0
+    matrix = np.eye(3)
+    matrix[:2, :2], matrix[:2, 2] = 4 * turn, turn @ corner
+    fit = Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))
+    sdata["he"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), transformations={"global": fit})
+    adata = st.io.from_spatialdata(sdata, "cells_table", coordinate_system=system)
+    entry = adata.uns["spatial"]["cells"]
+    image = entry["images"]["he"]
+    col, row = np.floor(adata.obsm["spatial"] * entry["scalefactors"]["tissue_he_scalef"]).astype(int).T
+    is_red = (image > 127) == [True, False, False]
+    assert is_red.all(axis=-1)[row, col].all()
+    assert is_red.all(axis=-1).mean() < 0.5
+
+
 def test_from_spatialdata_reads_positions_and_images_of_other_programs(make_section: Callable[..., ad.AnnData]) -> None:
     source = make_section("square", 9, 9)
     sdata = _of_another_program(source)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stxtools import _keys
 from stxtools._checks import check_key
+from stxtools._on_spatialdata import ATTRS
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, Frame, outlines
 from stxtools._spatial.points import typical_spacing
@@ -51,7 +52,7 @@ class Geometry:
         self._array = array_positions(adata)
         self._stored = adata.uns.get(_keys.RASTER), adata.obsm.get(_keys.RASTER)
         if library_key is None:
-            check_one_section(adata.obs, self.xy)
+            check_one_section(adata.obs, self.xy, adata.uns.get(ATTRS, {}).get("region_key"))
         self._cache = _cache_for(adata, self.xy, self.libs.codes, self._array)
         if raster:
             self.grids  # noqa: B018 - computed now, so that its errors come before any long work
@@ -227,8 +228,11 @@ class Images:
         return values / white, float(factors[factor])
 
 
-def check_one_section(obs: pd.DataFrame, xy: Floats) -> None:
-    """Raise if many observations share positions, or if groups named by a column overlap in space."""
+def check_one_section(obs: pd.DataFrame, xy: Floats, region_key: str | None = None) -> None:
+    """Raise if many observations share positions, or if groups named by a column overlap in space.
+
+    ``region_key`` is the column with the element of SpatialData that an observation belongs to.
+    """
     remedy = "`library_key=False` says that all observations are one section."
     coincident = pd.DataFrame(xy).duplicated(keep=False).to_numpy()
     if coincident.mean() > _MAX_COINCIDENT:
@@ -247,7 +251,7 @@ def check_one_section(obs: pd.DataFrame, xy: Floats) -> None:
             )
     n_groups = {}
     for column in obs.columns:
-        codes = _section_codes(obs, column)
+        codes = _section_codes(obs, column) if column == region_key or _names_sections(column) else None
         if codes is not None and _overlap(xy, codes):
             n_groups[column] = int(codes.max())
     if n_groups:
@@ -275,10 +279,13 @@ def _separating_column(obs: pd.DataFrame, position: Ints) -> Any:
     return min(n_values, key=lambda name: n_values[name], default=None)
 
 
+def _names_sections(column: Any) -> bool:
+    return re.sub("[-_. ]", "", str(column).lower()) in _NAMES
+
+
 def _section_codes(obs: pd.DataFrame, column: Any) -> Ints | None:
-    """Return codes of a column with a name for sections, -1 for small groups; None for other columns."""
-    name = re.sub("[-_. ]", "", str(column).lower())
-    if name not in _NAMES or pd.api.types.is_float_dtype(obs[column].dtype):
+    """Return codes of the groups of a column, -1 for small ones; None if it cannot name sections."""
+    if pd.api.types.is_float_dtype(obs[column].dtype):
         return None
     try:
         codes = pd.factorize(obs[column])[0]

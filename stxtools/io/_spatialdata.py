@@ -96,7 +96,7 @@ def from_spatialdata(sdata: SpatialData, table_key: str = "table", *, coordinate
     Returns
     -------
     AnnData: a copy of the table with ``obsm["spatial"]``, and ``uns["spatial"]`` with the RGB images that overlap the
-    annotated elements, downscaled to at most 2048 pixels per side.
+    annotated elements, resampled to their axes and at most 2048 pixels per side.
 
     Examples
     --------
