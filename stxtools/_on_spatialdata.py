@@ -213,7 +213,7 @@ def _upright(image: Array, matrix: Floats) -> tuple[Array, float]:
     height, width = image.shape[:2]
     corners = np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
     extent = np.maximum((np.linalg.inv(matrix) @ corners)[:2].max(axis=1), 0)
-    scale = min(np.sqrt(abs(np.linalg.det(matrix))), _LARGEST / max(extent.max(), 1e-9))
+    scale = float(min(np.sqrt(abs(np.linalg.det(matrix))), _LARGEST / max(extent.max(), 1e-9)))
     centre = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # of the first pixel
     onto = AffineTransform(np.linalg.inv(centre) @ matrix @ np.diag([1 / scale, 1 / scale, 1]) @ centre)
     white = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1.0

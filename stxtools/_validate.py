@@ -28,13 +28,21 @@ from ._types import Floats, Ints
 from ._warn import warn
 
 _MISSING_AS_TEXT = {"nan", "NaN", "NA", "<NA>"}
+CONTROLS = (
+    r"(?i)neg ?control|negprb|negative\d|systemcontrol|falsecode|blank|(?:unassigned|deprecated)codeword|antisense_"
+)
+_GENES = "Gene Expression"  # in ``var["feature_types"]`` of 10x Genomics
 _LARGEST_COORDINATE = 1e100  # squares of larger ones may be infinite
 
 
 def check_adata(
-    adata: Any, *, min_obs: int = 1, unique_vars: bool = True, layer: str | None = None, copy: bool = False
-) -> None:
-    """Check that ``adata`` is a non-empty AnnData with unique names, has the layer and, for a copy, is in memory."""
+    adata: Any, *, min_obs: int = 1, unique_vars: bool = True, layer: str | None = None, copy: bool = False,
+    genes: bool = False,
+) -> None:  # fmt: skip
+    """Check that ``adata`` is a non-empty AnnData with unique names, has the layer and, for a copy, is in memory.
+
+    ``genes``: warn if some variables are control probes, proteins or other features.
+    """
     if not isinstance(adata, AnnData):
         raise TypeError(f"`adata` must be an anndata.AnnData, not {type(adata).__name__}.")
     if not isinstance(adata.obs, pd.DataFrame) or not isinstance(adata.var, pd.DataFrame):
@@ -57,6 +65,21 @@ def check_adata(
         check_in(adata, "layers", layer, "layer")
     if check_bool("copy", copy) and adata.isbacked:
         raise ValueError("`copy=True` cannot copy a backed AnnData; pass `adata.to_memory()`.")
+    if genes:
+        _warn_of_other_features(adata)
+
+
+def _warn_of_other_features(adata: AnnData) -> None:
+    if (types := adata.var.get("feature_types")) is not None and (types == _GENES).any():
+        others, genes = np.asarray(types != _GENES), f"adata.var['feature_types'] == {_GENES!r}"
+    else:
+        others, genes = adata.var_names.str.match(CONTROLS), f"~adata.var_names.str.match({CONTROLS!r})"
+    if 0 < others.sum() < len(others):
+        warn(
+            f"{others.sum()} of {len(others)} variables are control probes or other features than genes "
+            f"({listing(adata.var_names[others], 3)}) and are used like genes. To drop them: "
+            f"`adata = adata[:, {genes}].copy()`."
+        )
 
 
 def check_in(adata: AnnData, slot: str, key: Any, param: str, hint: str = "") -> None:

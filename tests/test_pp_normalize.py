@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,22 @@ def test_normalize_equals_scanpy(section: ad.AnnData, scale: bool) -> None:
     assert (section.varm["PCs"][~section.var["highly_variable"]] == 0).all()
     assert sparse.issparse(section.X)
     assert section.X.dtype == np.float32
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_control_probes_among_the_genes_are_warned_about(section: ad.AnnData, typed: bool) -> None:
+    names = ["P-1"] if typed else ["Blank-1", "BLANK_0006", "NegControlProbe_00042", "NegPrb3", "UnassignedCodeword_7"]
+    section.var_names = [*names, *section.var_names[len(names) :]]
+    if typed:
+        section.var["feature_types"] = pd.Categorical(["Antibody Capture"] + ["Gene Expression"] * 119)
+    with pytest.warns(UserWarning, match=rf"{len(names)} of 120 variables are control probes.*'{names[0]}'") as caught:
+        st.pp.normalize(section.copy(), n_comps=3)
+    advice = str(caught[0].message).split("`")[1]
+    scope = {"adata": section}
+    exec(advice, scope)
+    with warnings.catch_warnings(action="error"):
+        st.pp.normalize(scope["adata"], n_comps=3)
+    assert scope["adata"].n_vars == 120 - len(names)
 
 
 def test_loadings_reproduce_the_scores(section: ad.AnnData) -> None:

@@ -24,13 +24,13 @@ from stxtools._checks import check_int, check_path, listing
 from stxtools._docs import filled
 from stxtools._files import readable
 from stxtools._types import Array
+from stxtools._validate import CONTROLS
 
 from ._spatialdata import from_spatialdata
 
 _MATRIX, _CELL_MATRIX = "*filtered_feature_bc_matrix.h5", "*filtered_feature_cell_matrix.h5"
 _PXL_X, _PXL_Y = "pxl_col_in_fullres", "pxl_row_in_fullres"
 _POSITIONS = ["barcode", "in_tissue", "array_row", "array_col", _PXL_Y, _PXL_X]
-_COSMX_CONTROLS = r"^(?:NegPrb|Negative\d|SystemControl|FalseCode)"
 _CHUNK = 2000  # rows of a CSV, which may not fit into memory as a whole
 
 
@@ -173,8 +173,8 @@ def _place(adata: AnnData, cells: pd.DataFrame, x: str, y: str) -> None:
     adata.obs = cells.drop(columns=[x, y]).rename_axis(None)
 
 
-def _split_controls(adata: AnnData, pattern: str) -> AnnData:
-    control = adata.var_names.str.contains(pattern)
+def _split_controls(adata: AnnData) -> AnnData:
+    control = adata.var_names.str.match(CONTROLS)
     adata.obsm["blank"] = adata[:, control].to_df()  # the name that spatialdata-io gives MERSCOPE's
     return adata[:, ~control].copy()
 
@@ -242,7 +242,7 @@ def _read_merscope(folder: Path) -> Read:
     name = pd.read_csv(path, nrows=0).columns[0]
     _place(adata, pd.read_csv(path, dtype={name: str}).set_index(name), "center_x", "center_y")
     metadata = {"unit": "micron", "platform": "MERSCOPE"}
-    return _split_controls(adata, "(?i)blank"), section_name(folder), {"metadata": metadata}
+    return _split_controls(adata), section_name(folder), {"metadata": metadata}
 
 
 def _read_cosmx(folder: Path) -> Read:
@@ -260,7 +260,7 @@ def _read_cosmx(folder: Path) -> Read:
     if np.isfinite(span).all() and span[0] > 0:  # fields of view have a position in millimetres and in pixels
         metadata |= {"unit": "micron", "pixel_size": float(1000 * span[1] / span[0])}
     adata.obsm[_keys.SPATIAL] *= metadata.get("pixel_size", 1.0)
-    return _split_controls(adata, _COSMX_CONTROLS), library, {"metadata": metadata}
+    return _split_controls(adata), library, {"metadata": metadata}
 
 
 _VENDORS: dict[str, tuple[str, Callable[[Path], Read]]] = {  # by a file that only its folders have

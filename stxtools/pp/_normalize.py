@@ -65,7 +65,7 @@ def normalize(
     >>> adata.obsm["X_pca"].shape
     (500, 10)
     """
-    check_adata(adata, min_obs=2, layer=layer, copy=copy)
+    check_adata(adata, min_obs=2, layer=layer, copy=copy, genes=True)
     check_free(adata, "pp.normalize", uns=["normalize"])
     scale = check_bool("scale", scale)
     n_top_genes = check_int("n_top_genes", n_top_genes, minimum=1)

@@ -84,7 +84,7 @@ def segment(
     >>> adata = st.datasets.synthetic_tissue(n_obs=500)
     >>> st.tl.segment(adata, n_segments=4)
     """
-    check_adata(adata, min_obs=10, layer=layer, copy=copy)
+    check_adata(adata, min_obs=10, layer=layer, copy=copy, genes=True)
     labels = None if labels_key is None else label_classes(adata, labels_key, "labels_key")
     key, random_state = check_key_added(key_added, _keys.SEGMENT), check_seed(random_state)
     if save_model is not None:

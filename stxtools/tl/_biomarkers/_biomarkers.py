@@ -91,7 +91,7 @@ def biomarkers(
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> table = st.get.biomarkers(adata, fdr=0.05)
     """
-    check_adata(adata, min_obs=2 * MIN_OBS, layer=layer, copy=copy)
+    check_adata(adata, min_obs=2 * MIN_OBS, layer=layer, copy=copy, genes=True)
     check_choice("method", method, ("random_regions",))
     check_choice("protect", protect, ("thinning", None))
     check_choice("alternative", alternative, get_args(Alternative))
