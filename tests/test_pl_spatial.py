@@ -202,6 +202,14 @@ def test_tissue_image_lies_beneath_at_its_scale(adata: ad.AnnData) -> None:
     assert not st.pl.segment(adata, spatial_key="moved").images, "the picture does not fit other coordinates"
 
 
+def test_large_image_is_thinned_in_its_place(adata: ad.AnnData) -> None:
+    image = np.zeros((4001, 2, 3), dtype=np.uint8)
+    adata.uns["spatial"]["section"] = {"images": {"hires": image}, "scalefactors": {"tissue_hires_scalef": 0.5}}
+    drawn = st.pl.segment(adata).images[0]
+    assert drawn.get_array().shape == (2001, 1, 3)
+    assert drawn.get_extent() == pytest.approx((-1, 3, 8003, -1))
+
+
 def test_results_are_drawn_at_the_positions_of_their_spatial_key(adata: ad.AnnData) -> None:
     adata.obsm["moved"] = adata.obsm["spatial"] + 1e4
     adata.uns["band"] = {"params": {"spatial_key": "moved"}}

@@ -25,6 +25,7 @@ from stxtools._validate import array_positions, coordinates, libraries, listing,
 from . import _base
 
 _MICRONS = frozenset({"micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres", "um", "µm", "μm"})
+_IMAGE_SIDE = 2000  # pixels; to draw the 6000 of Visium HD takes 2 GB, and a figure does not show them
 _VISIUM_PITCH = 100.0  # microns between the centres of neighbouring spots
 # spot diameter / pitch: 0.55 by design; older Space Ranger wrote up to 0.71, so that the pitch is what is measured
 _VISIUM_RATIO = (0.45, 0.8)
@@ -217,7 +218,9 @@ def _draw_image(ax: Axes, adata: AnnData, panel: Panel, img: bool | str | None) 
             f"{pixels.dtype}, and `tissue_{name}_scalef` is {scale!r}; expected height x width, or height x "
             "width x 3 or 4 colours, of numbers, and a scale above 0. Replace them, or pass `img=False`."
         )
-    height, width = pixels.shape[:2]  # the centre of the first pixel is 0, 0
+    step = max(1, max(pixels.shape[:2]) // _IMAGE_SIDE)
+    pixels = pixels[::step, ::step]
+    height, width = np.multiply(pixels.shape[:2], step)  # the centre of the first pixel is 0, 0
     extent = np.array([-0.5, width - 0.5, height - 0.5, -0.5]) / factor
     image = ax.imshow(pixels, extent=tuple(extent), origin="upper", cmap="gray", zorder=-1)
     left, right, top, bottom = panel.limits
