@@ -264,6 +264,15 @@ def test_get_compare_filters_and_pl_compare_draws_the_table() -> None:
     drawn = axes[2].collections[-1].get_offsets()[:, 0]
     first = table[table["kind"] == "expression"].sort_values("pvals").head(5)
     np.testing.assert_allclose(drawn, first["logfoldchanges"])
+    n = adata.obs.groupby("condition", observed=True)["subject"].nunique()
+    assert axes[0].get_xlabel().endswith(f"case (n = {n['case']}) against control (n = {n['control']})")
+
+    def legend(axes):
+        return [text.get_text() for text in axes[0].figure.legends[0].texts]
+
+    assert legend(axes) == ["higher", "not significant"]
+    adata.uns["compare"]["pvals_adj"] = adata.uns["compare"]["pvals"] = np.nan
+    assert legend(st.pl.compare(adata, n_top=5, show=False)) == ["not tested: few subjects"]
     with pytest.raises(ValueError, match="there are 3"):
         st.pl.compare(adata, ax=axes[0])
     with pytest.raises(KeyError, match="no comparison"):

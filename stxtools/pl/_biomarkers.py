@@ -81,7 +81,10 @@ def biomarkers(
     table, groups = _tested_groups(adata, key, group, n_genes)
     params = adata.uns.get(f"{key}_params", {})
     reference = str(params.get("reference", "rest"))
-    names, choose = [f"{name} vs. {reference}" for name in groups], f"`group={next(iter(groups))!r}`"
+    choose = f"`group={next(iter(groups))!r}`"
+    names = [f"{name} vs. {reference}" for name in groups]
+    if max(map(len, names)) > _legend.LABEL_MAX:  # shortened in their middle, they would look alike
+        names = list(groups)
     if kind == "volcano":
         axes = _base.panels(names, title, ax, "group", 4.4, 3.8, choose=choose, ncols=3, figsize=figsize)
         for axis, part in zip(axes, groups.values(), strict=True):

@@ -67,6 +67,7 @@ def compare(
     width = 2.6 + 0.8 * max(_legend.text_width(_row_names(part, "names")) for part in parts)
     height = 0.26 * max(len(part) for part in parts) + 1.0
     names = [f"{_TITLES[part['kind'].iloc[0]]}: {part['group'].iloc[0]}" for part in parts]
+    reference = adata.uns.get(f"{key}_params", {}).get("reference", "the reference")
     axes = _base.panels(names, title, ax, "panel", width, height, choose="`kind` and `group`", ncols=3,
                         figsize=figsize)  # fmt: skip
     for axis, part in zip(axes, parts, strict=True):
@@ -77,10 +78,13 @@ def compare(
         face[color == NEITHER] = axis.get_facecolor()
         axis.scatter(part["logfoldchanges"], y, s=36, c=face, edgecolors=color, linewidths=1.2, zorder=2)
         _base.label_rows(axis, _row_names(part, "names"), y)
-        _base.label_axes(axis, "$\\log_2$ fold change, 95 % interval")
+        sides = (part["group"].iloc[0], part["n_group"]), (reference, part["n_reference"])
+        against = " against ".join(f"{_legend.label_text(str(name))} (n = {n.max():.0f})" for name, n in sides)
+        _base.label_axes(axis, f"$\\log_2$ fold change, 95 % interval\n{against}")
     if legend:
-        colors = _direction_colors(pd.concat(parts), "logfoldchanges", fdr)
-        _legend.add_legend(axes, _direction_handles("higher", "lower", colors), ax=ax)
+        drawn = pd.concat(parts)
+        colors = _direction_colors(drawn, "logfoldchanges", fdr)
+        _legend.add_legend(axes, _direction_handles("higher", "lower", colors, drawn), ax=ax)
     return _base.save_or_show("compare", axes, figsize, ax=ax, show=show, save=save)
 
 
@@ -138,7 +142,7 @@ def trends(
             first = ax is not None or subplot.is_first_col()
             _base.label_axes(axis, time_key, _UNITS[str(row["kind"])] if first else "")
         if legend:
-            _legend.add_legend(axes, _direction_handles("rises", "falls", colors), ax=ax)
+            _legend.add_legend(axes, _direction_handles("rises", "falls", colors, table), ax=ax)
     return _base.save_or_show("trends", axes, figsize, ax=ax, show=show, save=save)
 
 
@@ -173,10 +177,11 @@ def _direction_colors(table: pd.DataFrame, effect: str, fdr: float) -> Array:
     return np.where(table["pvals_adj"] <= fdr, np.where(table[effect] > 0, UP, DOWN), NEITHER)
 
 
-def _direction_handles(up: str, down: str, colors: Array) -> list[Any]:
+def _direction_handles(up: str, down: str, colors: Array, table: pd.DataFrame) -> list[Any]:
     """Return legend entries of the colours that occur."""
+    neither = "not significant" if table["pvals"].notna().any() else "not tested: few subjects"
     handles = [_legend.point_handle(up, UP), _legend.point_handle(down, DOWN),
-               _legend.point_handle("not significant", NEITHER, edge=1.2)]  # fmt: skip
+               _legend.point_handle(neither, NEITHER, edge=1.2)]  # fmt: skip
     return [handle for handle in handles if handle.get_color() in colors]
 
 
