@@ -151,6 +151,10 @@ def test_summary_says_what_the_results_rest_on(make_section, tmp_path):
     assert "as targets" not in page
 
     st.tl.biomarkers(adata, "band", groups=["a"], reference="b", library_key="library", n_null=100)
+    assert "The unit is the section: 4 were combined, and each counts alone" in written(adata, tmp_path)
+    adata.obs["patient"] = adata.obs["library"].map({"lib0": "x", "lib1": "x", "lib2": "y", "lib3": "z"})
+    how = {"groups": ["a"], "reference": "b", "library_key": "library", "subject_key": "patient", "n_null": 100}
+    st.tl.biomarkers(adata, "band", **how)
     table, params = adata.uns["biomarkers"], adata.uns["biomarkers_params"]
     sizes = (adata.obs["band"] == "a").sum(), (adata.obs["band"] == "b").sum()
     assert (params["n_obs_group"][0], params["n_obs_reference"][0]) == sizes
@@ -166,15 +170,16 @@ def test_summary_says_what_the_results_rest_on(make_section, tmp_path):
     page = written(adata, tmp_path)
     n, same = (table["scores"] > 0).sum(), (table["direction_consistent"] & (table["scores"] > 0)).sum()
     for text in (
-        f"({sizes[0]} and {sizes[1]} observations)", "4 were combined", f"Of {n} differences {same} have the same",
+        f"({sizes[0]} and {sizes[1]} observations)", "unit is the subject: 3 were combined.",
+        f"Of {n} differences {same} have the same",
         f"({gene}: approved drugs (1), drugs (1); {essential}: against: essential)",
-        "B against A (2 and 2 subjects): nothing was tested", "Proposed names: a: ", "<summary>tl.targets</summary>",
+        "B against A (2 and 1 subject): nothing was tested", "Proposed names: a: ", "<summary>tl.targets</summary>",
     ):  # fmt: skip
         assert text in page
     assert "too small" not in page
-    assert meta_of(page)["biomarkers"]["texts"] == ["sections", "targets"]
-    sections, targets = (bytes(block(page, f"t-{name}", "u1")).decode().split("\n") for name in ("sections", "targets"))
-    assert set(sections) <= {"4, agree", "4, differ"}
+    assert meta_of(page)["biomarkers"]["texts"] == ["subjects", "targets"]
+    sections, targets = (bytes(block(page, f"t-{name}", "u1")).decode().split("\n") for name in ("subjects", "targets"))
+    assert set(sections) <= {"3, agree", "3, differ"}
     assert targets[:3] == ["approved drugs (1), drugs (1)", "against: essential", ""]
     assert table["names"][2] == unknown
 

@@ -282,6 +282,46 @@ def test_libraries_with_both_sides_are_combined_as_blocks():
     assert st.get.biomarkers(adata).set_index("names").loc[[f"g{i}" for i in range(5)], "pvals"].median() < few
 
 
+def _patients(seed: int, n_genes: int = 100) -> ad.AnnData:
+    """Two sections of each of three patients, in whom genes differ between halves by amounts of mean 0."""
+    rng, xy = np.random.default_rng(seed), grid_positions(14)
+    left, base, parts = xy[:, 0] < 7, rng.gamma(2, 3, n_genes), []
+    for patient in range(3):
+        rate = base * np.exp(np.outer(left, rng.normal(0, 0.5, n_genes)))
+        for section in range(2):
+            of = {"half": np.where(left, "left", "right"), "patient": f"p{patient}", "section": f"{patient}{section}"}
+            parts.append(poisson_section(rate, xy, rng, **of))
+    return ad.concat(parts, index_unique="-")
+
+
+def test_sections_of_a_patient_are_not_replicates():
+    adata = _patients(0)
+    how = {"groupby": "half", "library_key": "section", "n_null": 50}
+    shares = {}
+    for key, n in ((None, 6), ("patient", 3)):
+        st.tl.biomarkers(adata, subject_key=key, **how)
+        table = adata.uns["biomarkers"]
+        assert (table["n_libraries"] == n).all()
+        shares[key] = (table["pvals"] <= 0.05).mean()
+    assert shares[None] > 0.1 > 0.05 >= shares["patient"]
+    assert adata.uns["biomarkers_params"]["subject_key"] == "patient"
+    assert np.isfinite(table["rank_score"]).all()
+
+    single = adata[adata.obs["section"].isin(["00", "10", "20"])].copy()
+    plain = st.tl.biomarkers(single, **how, copy=True).uns["biomarkers"]
+    st.tl.biomarkers(single, subject_key="patient", **how)  # each has one section
+    pd.testing.assert_frame_equal(single.uns["biomarkers"], plain)
+    adata.obs["nobody"] = adata.obs["patient"].where(adata.obs["section"] != "00")
+    with pytest.raises(ValueError, match="is missing in all observations of '00'"):
+        st.tl.biomarkers(adata, subject_key="nobody", **how)
+    adata.obs["one"] = "p"
+    with pytest.warns(UserWarning, match="a single subject"):
+        st.tl.biomarkers(adata, subject_key="one", **how)
+    adata.obs["arm"] = np.where(adata.obs["patient"] == "p0", "a", "b")
+    with pytest.raises(ValueError, match=r"st\.tl\.compare"):
+        st.tl.biomarkers(adata, "arm", library_key="section", subject_key="patient")
+
+
 def test_libraries_of_one_condition_each_are_replicates():
     adata = _with_batch_effects(8, 0, shift=0.1, n_vars=40)
     adata.obs["condition"] = np.where(adata.obs["library"].isin([f"lib{i}" for i in range(4)]), "sick", "well")

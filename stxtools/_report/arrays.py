@@ -185,7 +185,9 @@ def biomarker_arrays(rows: pd.DataFrame, params: Mapping[str, Any]) -> tuple[dic
     if "n_libraries" in rows and (rows["n_libraries"] > 1).any():
         agree = rows.get("direction_consistent", pd.Series(pd.NA, rows.index)).astype("boolean")
         same = agree.map({True: ", agree", False: ", differ"}).fillna("").astype(str)
-        texts["sections"] = list(rows["n_libraries"].astype(str) + same)
+        texts["sections" if params.get("subject_key") is None else "subjects"] = list(
+            rows["n_libraries"].astype(str) + same
+        )
     if any(evidence := evidence_texts(rows)):
         texts["targets"] = evidence
     blocks |= {f"t-{name}": _pack(values) for name, values in texts.items()}

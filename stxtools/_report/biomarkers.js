@@ -2,8 +2,8 @@
 
 const volcano = $("volcano"), UP = "#c4500a", DOWN = "#0b62a4", NOT_SIGNIFICANT = "#c9d0d6";
 let table, rankOf, filtered = [], drawnRows = 0, chosen = -1, dots = [], sorting = { column: null, sign: 1 };
-const TITLES = { gene: "Gene", group: "Group", logfoldchanges: "log₂ fold", pvals_adj: "FDR", auroc: "AUROC", beyond: "Beyond", sections: "Sections", targets: "As target" };
-const HINTS = { beyond: "beyond composition: differs more than the mixture of cells in the group explains", auroc: "how well the gene alone tells the group from the reference: 0.5 is chance", logfoldchanges: "1 is twofold, -1 is half", pvals_adj: "false discovery rate: share of wrong genes among those up to this one", sections: "sections in which the effect was estimated, and whether all have the same direction", targets: "what the joined tables know; empty: nothing, or the gene is not in them" };
+const TITLES = { gene: "Gene", group: "Group", logfoldchanges: "log₂ fold", pvals_adj: "FDR", auroc: "AUROC", beyond: "Beyond", sections: "Sections", subjects: "Subjects", targets: "As target" };
+const HINTS = { beyond: "beyond composition: differs more than the mixture of cells in the group explains", auroc: "how well the gene alone tells the group from the reference: 0.5 is chance", logfoldchanges: "1 is twofold, -1 is half", pvals_adj: "false discovery rate: share of wrong genes among those up to this one", sections: "sections in which the effect was estimated, and whether all have the same direction", subjects: "subjects in whom the effect was estimated, and whether all have the same direction", targets: "what the joined tables know; empty: nothing, or the gene is not in them" };
 
 async function openBiomarkers() {
   const m = meta.biomarkers;
@@ -42,7 +42,7 @@ function cells(row) {
   if (table.beyond) out.beyond = table.beyond[row] ? "yes" : "";
   return out;
 }
-const STYLE = { gene: "name", group: "text", auroc: "wide", sections: "wide", targets: "text" };
+const STYLE = { gene: "name", group: "text", auroc: "wide", sections: "wide", subjects: "wide", targets: "text" };
 function drawHeader() {
   const line = element("tr");
   for (const column of Object.keys(cells(0))) {

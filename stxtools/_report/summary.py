@@ -124,10 +124,12 @@ def _reservations(table: pd.DataFrame, params: Mapping[str, Any]) -> str:
     if n == 1:
         text += " They rest on one section and do not hold for other sections or patients."
     if n > 1:
-        text += f" The unit is the section: {n} were combined, and each counts alone, also where a patient has several."
+        unit = "section" if params.get("subject_key") is None else "subject"
+        alone = ", and each counts alone, also where a patient has several" if unit == "section" else ""
+        text += f" The unit is the {unit}: {n} were combined{alone}."
         agree = table.loc[table["pvals_adj"] <= FDR].get("direction_consistent", pd.Series(dtype="boolean")).dropna()
         if len(agree):
-            text += f" Of {len(agree):,} differences {int(agree.sum()):,} have the same direction in all sections."
+            text += f" Of {len(agree):,} differences {int(agree.sum()):,} have the same direction in all {unit}s."
     if "unprotected" in params:
         text += " The groups were found in the tested expression, so the p-values are too small: only the order counts."
     elif "protect_agreement" in params:

@@ -30,7 +30,7 @@ def read_sections(
 ) -> Joined:
     """Read the files and join them, or generate tissue."""
     if not sources:
-        # one lesion in each section: patients are replicates, and disease and health lie side by side
+        # one lesion in each section: disease and health lie side by side
         tissue = datasets.synthetic_tissue(n_patients=3, sections_per_patient=2, disease="lesion")
         return tissue, library_key or "section", []
     paths = [Path(source).expanduser() for source in sources]
@@ -138,6 +138,8 @@ def check_inputs(adata: AnnData, options: Any, groupby: str) -> None:
         chosen_groups("all", options.reference, _classes(adata, groupby, "groupby"), groupby)
     elif options.reference != "rest" and options.labels_key is None and options.model is None:
         raise UsageError(f"--reference={options.reference}: the segments have no names yet; give --groupby, too.")
+    if options.subject_key is not None:
+        categories(adata, options.subject_key, "subject_key")
     covariate_columns(adata, covariate_names(options.covariates), groupby)
 
 

@@ -61,7 +61,7 @@ CALLS = {
                 "accelerator", "devices"),
     "region_graph": ("library_key",),
     "embed": ("use_rep", "accelerator", "devices"),
-    "biomarkers": ("library_key", "groupby", "reference", "alternative", "covariates", "protect"),
+    "biomarkers": ("library_key", "subject_key", "groupby", "reference", "alternative", "covariates", "protect"),
 }  # fmt: skip
 COMMON = ("layer", "spatial_key", "random_state")
 

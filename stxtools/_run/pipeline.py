@@ -46,6 +46,8 @@ class Run:
             raise UsageError("--one-section excludes several inputs.")
         self.options = SimpleNamespace(**options)
         self.groupby = self.options.groupby or (_keys.SEGMENT if self.options.input else "disease")
+        if not self.options.input:
+            self.options.subject_key = self.options.subject_key or "patient"  # of the generated tissue
         self.notes: list[str] = []
         self.step = "read"
         self._quiet = self.options.quiet or is_shown(None)  # a progress bar replaces the log

@@ -44,6 +44,16 @@ def value_per_unit(
     return out
 
 
+def subject_of_libraries(adata: AnnData, libs: Libraries, subject_key: str) -> Ints | None:
+    """Return the subject of each section, or None where every subject has one."""
+    codes, names = categories(adata, subject_key, "subject_key")
+    out = value_per_unit(libs, codes, names, subject_key)
+    without = [name for name, code in zip(libs.names, out, strict=True) if code < 0]
+    if without:
+        raise ValueError(f"`adata.obs[{subject_key!r}]` is missing in all observations of {listing(without)}.")
+    return out if len(np.unique(out)) < len(out) else None
+
+
 def time_of(adata: AnnData, time_key: str, units: Libraries, unit_key: str) -> Floats:
     """Return the one time that each unit (subject, section) has; NaN where it has none."""
     check_in(adata, "obs", time_key, "time_key")

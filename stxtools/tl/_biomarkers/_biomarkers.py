@@ -25,6 +25,7 @@ from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import Alternative
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
+from stxtools.tl._subject_values import subject_of_libraries
 
 from ._attribution import load_models, model_attributions, reads_regions
 from ._design import chosen_groups, compare, group_sizes, testable, warn_few, warn_single
@@ -43,7 +44,7 @@ def biomarkers(
     alternative: Literal["two-sided", "greater", "less"] = "two-sided", covariates: str | Sequence[str] | None = None,
     protect: Literal["thinning"] | None = "thinning", attribution_model: str | os.PathLike[str] | Segmenter | TissueNet
     | Sequence[str | os.PathLike[str] | Segmenter | TissueNet] | None = None, layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, subject_key: str | None = None,
     method: Literal["random_regions"] = "random_regions", n_null: int = 400, key_added: str | None = None,
     random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
@@ -51,7 +52,7 @@ def biomarkers(
 
     Neighbouring spots are similar, so that any compact region differs from the rest in many genes by chance. The
     difference in means is compared with that of *random regions* of the same size and smoothness in the same section.
-    Sections (patients) are the replicates. A second test asks whether a gene differs more than composition explains.
+    Sections, or subjects, are the replicates. A second test asks whether a gene differs more than composition explains.
 
     Parameters
     ----------
@@ -69,6 +70,8 @@ def biomarkers(
         Keys of ``obs`` or ``obsm`` to adjust for, or ``"composition"``, which swaps the two tests; by default none.
     attribution_model
         One or more models of the groups to explain (path, Segmenter, TissueNet); by default a linear probe.
+    subject_key
+        Column of ``obs`` with the patient of each section: effects are averaged over a patient's sections first.
     method
         ``"random_regions"``, the only one.
 
@@ -104,6 +107,7 @@ def biomarkers(
     library_key = inherited_library_key(adata, groupby) if library_key is None else library_key
     where = Geometry(adata, spatial_key, library_key, raster=False)
     libs, names = where.libs, named.names
+    subjects = None if subject_key is None else subject_of_libraries(adata, libs, subject_key)
     adjusted_for = covariate_names(covariates)
     adjusters = Covariates(COMPOSITION in adjusted_for, covariate_columns(adata, adjusted_for, groupby))
     chosen = chosen_groups(groups, reference, names, groupby)
@@ -115,13 +119,19 @@ def biomarkers(
     ref = None if reference == "rest" else names.index(reference)
     planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs)) for name in chosen]
     designs = testable(planned, reference, groupby, explicit=not isinstance(groups, str))
-    warn_single(designs, groupby, library_key)
+    warn_single(designs, groupby, library_key, subjects)
     warn_few(designs, codes, libs.codes, groupby)
     between = [d.name for d in designs if d.kind == "between"]
     if adjusted_for and between:
         raise ValueError(
             f"Group(s) {between} and their reference lie in different libraries, so that means of libraries "
             "are compared, without `covariates` of observations. Omit `covariates`, or compare groups within libraries."
+        )
+
+    if subjects is not None and between:
+        raise ValueError(
+            f"Group(s) {between} and their reference lie in different libraries. With subjects as replicates, compare "
+            "them by `st.tl.compare(adata, condition_key, subject_key)`."
         )
 
     blocks, observations = GeneBlocks(data.read), np.asarray(adata.obs_names, dtype=str)
@@ -132,7 +142,7 @@ def biomarkers(
         attributions = probe_attributions(blocks, codes, libs.codes, designs, seed)
     outcomes = compare(
         blocks, designs, codes, where, observations, adjusters, n_null=n_null, seed=seed,
-        show_progress=show_progress, alternative=alternative,
+        show_progress=show_progress, alternative=alternative, subjects=subjects,
     )  # fmt: skip
     gene_names = np.asarray(adata.var_names, dtype=str).astype(object)
     tables, agreement, gene_score = [], [], np.zeros(adata.n_vars)
@@ -157,7 +167,8 @@ def biomarkers(
         protect=protect, protected=data.protected,
         attribution=f"{len(models)} model(s)" if models else "linear probe",
         attribution_agreement=np.array(agreement, dtype=np.float64), layer=layer, **data.record,
-        spatial_key=spatial_key, library_key=library_key, method=method, n_null=n_null, random_state=seed,
+        spatial_key=spatial_key, library_key=library_key, subject_key=subject_key,
+        method=method, n_null=n_null, random_state=seed,
         design=np.array([d.kind for d in designs], dtype=object), **group_sizes(designs, codes, libs.codes),
         correlation_length=np.array([o.length for o in outcomes], dtype=np.float64), libraries=libs.names,
     )  # fmt: skip

@@ -87,12 +87,14 @@ def warn_few(designs: list[Design], codes: Ints, libs: Ints, groupby: str) -> No
         )
 
 
-def warn_single(designs: list[Design], groupby: str, library_key: str | bool | None) -> None:
-    """Warn where a comparison rests on one library although several were named."""
-    single = [d.name for d in designs if d.kind == "within" and len(d.libraries) == 1]
+def warn_single(designs: list[Design], groupby: str, library_key: str | bool | None, subjects: Ints | None) -> None:
+    """Warn where a comparison rests on one library, or one subject, although several were named."""
+    units = np.arange(1 + max((max(d.libraries) for d in designs), default=0)) if subjects is None else subjects
+    single = [d.name for d in designs if d.kind == "within" and len(np.unique(units[d.libraries])) == 1]
     if library_key is not None and single:
+        unit = "library" if subjects is None else "subject"
         warn(
-            f"Group(s) {single} of `{groupby}` are compared within a single library: their p-values do not "
+            f"Group(s) {single} of `{groupby}` are compared within a single {unit}: their p-values do not "
             "generalise to other sections (`n_libraries` is 1)."
         )
 
@@ -100,10 +102,11 @@ def warn_single(designs: list[Design], groupby: str, library_key: str | bool | N
 def compare(
     expression: GeneBlocks | Features, designs: list[Design], codes: Ints, where: Geometry, names: Array,
     covariates: Covariates, *, n_null: int, seed: int, show_progress: bool | None,
-    alternative: Alternative = "two-sided", both: bool = True, unweighted: bool = False,
+    alternative: Alternative = "two-sided", both: bool = True, unweighted: bool = False, subjects: Ints | None = None,
 ) -> list[Outcome]:  # fmt: skip
     """Test every design; results do not depend on the order of rows.
 
+    ``subjects``: subject of each library, the replicate; by default, libraries are.
     ``both``: answer the other question, too. ``unweighted``: smooth variation is not weighed down, as on strips.
     """
     rows, depth, n_genes = np.arange(len(codes)), expression.depth, expression.n_genes
@@ -126,7 +129,8 @@ def compare(
         compare_regions(flat, expression.limit, done=bar.update)
         for design, within in zip(designs, contrasts, strict=True):
             if within:
-                outcomes.append(outcome_within(within))
+                of = None if subjects is None else subjects[design.libraries]
+                outcomes.append(outcome_within(within, of))
                 continue
             compared = [views[i] for i in design.libraries]
             sides = [design.sides(codes[view.rows]) for view in compared]
