@@ -114,6 +114,17 @@ def test_smooth_expression_without_an_effect_is_not_significant() -> None:
     assert (table["pvals_adj"] <= 0.05).mean() <= 0.02
 
 
+def test_sections_of_a_subject_count_as_one() -> None:
+    parts = {f"s{i}": _section(i, 20) for i in range(3)}
+    adata = ad.concat(parts, label="section", index_unique="-")
+    adata.obs["patient"] = adata.obs["section"].map({"s0": "p", "s1": "p", "s2": "q"})
+    how = {"net": _net(), "library_key": "section", "n_null": 50}
+    st.tl.biomarkers(adata, "band", library_key="section", subject_key="patient", n_null=50)
+    for key, n in ((None, 3), ("patient", 2)):
+        st.tl.describe(adata, "band", subject_key=key, **how)
+        assert set(adata.uns["describe_evidence"]["n_libraries"]) == {n}
+
+
 def test_tables_do_not_depend_on_row_order_and_survive_files(tmp_path: Path) -> None:
     adata = _section()
     st.tl.biomarkers(adata, "band", n_null=50)

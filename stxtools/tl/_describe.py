@@ -35,6 +35,7 @@ from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 from stxtools.tl._biomarkers._design import compare, testable
 from stxtools.tl._biomarkers._protect import TestData
+from stxtools.tl._subject_values import subject_of_libraries
 from stxtools.tl._targets._tables import read_table
 
 CONTACT = "contact"
@@ -56,8 +57,9 @@ Table: TypeAlias = pd.DataFrame | str | os.PathLike[str]
 def describe(
     adata: AnnData, groupby: str = _keys.SEGMENT, *, net: Table | Mapping[str, Table] | None = None,
     resource: Table | None = None, biomarkers_key: str = _keys.BIOMARKERS, layer: str | None = None,
-    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, n_null: int = 400,
-    key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None, copy: bool = False,
+    spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, subject_key: str | None = None,
+    n_null: int = 400, key_added: str | None = None, random_state: int = 0, show_progress: bool | None = None,
+    copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Annotate compartments with markers, gene set activity and ligand-receptor pairs, and propose names.
 
@@ -106,10 +108,11 @@ def describe(
     record: dict[str, Any] = {}
     if kinds:
         where = Geometry(adata, spatial_key, library_key, raster=pairs is not None)
+        subjects = None if subject_key is None else subject_of_libraries(adata, where.libs, subject_key)
         data = TestData(adata, groupby, named, layer, "thinning", seed, show_progress)
         record = {"protected": data.protected, **data.record}
         logged, obs_names = log_matrix(data.read), np.asarray(adata.obs_names, dtype=str)
-        options = {"n_null": n_null, "seed": seed, "show_progress": show_progress}
+        options = {"n_null": n_null, "seed": seed, "show_progress": show_progress, "subjects": subjects}
         for name, table in nets.items():
             features = activities(logged, genes, table)
             parts.append(_test(name, features, data.codes, named.names, groupby, where, obs_names, options))
@@ -122,7 +125,7 @@ def describe(
     params = provenance(
         groupby=groupby, kinds=kinds, resource=resource if isinstance(resource, str) else None,
         biomarkers_key=biomarkers_key, layer=layer, spatial_key=spatial_key, library_key=library_key,
-        n_null=n_null, random_state=seed, **record,
+        subject_key=subject_key, n_null=n_null, random_state=seed, **record,
     )  # fmt: skip
     summary = _summary(named, markers, evidence, kinds)
     tables = {key: summary, f"{key}_evidence": evidence, f"{key}_params": params}
@@ -157,7 +160,7 @@ def _test(
             if np.setdiff1d(groups, [d.code, opposite]).size:
                 designs[i] = replace(d, excluded=opposite)
     else:
-        designs = testable(planned, "rest", groupby, explicit=False)
+        designs = testable(planned, "rest", groupby, explicit=False, subjects=options["subjects"])
     if not designs or not features.names:
         return pd.DataFrame()
     outcomes = compare(

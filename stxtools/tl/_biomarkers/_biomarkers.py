@@ -118,7 +118,7 @@ def biomarkers(
     codes = data.codes
     ref = None if reference == "rest" else names.index(reference)
     planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs)) for name in chosen]
-    designs = testable(planned, reference, groupby, explicit=not isinstance(groups, str))
+    designs = testable(planned, reference, groupby, explicit=not isinstance(groups, str), subjects=subjects)
     warn_single(designs, groupby, library_key, subjects)
     warn_few(designs, codes, libs.codes, groupby)
     between = [d.name for d in designs if d.kind == "between"]
@@ -126,12 +126,6 @@ def biomarkers(
         raise ValueError(
             f"Group(s) {between} and their reference lie in different libraries, so that means of libraries "
             "are compared, without `covariates` of observations. Omit `covariates`, or compare groups within libraries."
-        )
-
-    if subjects is not None and between:
-        raise ValueError(
-            f"Group(s) {between} and their reference lie in different libraries. With subjects as replicates, compare "
-            "them by `st.tl.compare(adata, condition_key, subject_key)`."
         )
 
     blocks, observations = GeneBlocks(data.read), np.asarray(adata.obs_names, dtype=str)

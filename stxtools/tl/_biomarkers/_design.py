@@ -45,7 +45,9 @@ def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -
     return chosen
 
 
-def testable(planned: list[Design], reference: str, groupby: str, *, explicit: bool) -> list[Design]:
+def testable(
+    planned: list[Design], reference: str, groupby: str, *, explicit: bool, subjects: Ints | None
+) -> list[Design]:
     """Return the comparisons that can be made; raise or warn where others cannot."""
     alone = [d.name for d in planned if d.kind == "unreplicated"]
     if alone:
@@ -53,6 +55,12 @@ def testable(planned: list[Design], reference: str, groupby: str, *, explicit: b
             f"Group(s) {listing(alone)} of `{groupby}` and their reference {reference!r} occur in different libraries, "
             "with fewer than two on one side. The library is the replicate, so a comparison between libraries "
             "needs at least two on each side: add libraries, or compare groups that occur in the same library."
+        )
+    between = [d.name for d in planned if d.kind == "between"]
+    if subjects is not None and between:
+        raise ValueError(
+            f"Group(s) {listing(between)} of `{groupby}` and their reference {reference!r} lie in different libraries. "
+            "With subjects as replicates, compare them by `st.tl.compare(adata, condition_key, subject_key)`."
         )
     large = [d for d in planned if d.kind != "small"]
     small = [d.name for d in planned if d.kind == "small"]
