@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from platform import python_version
 from typing import Any
 
 import numpy as np
@@ -271,7 +272,8 @@ def _storable_columns(names: Sequence[str]) -> list[str]:
 def provenance(**params: Any) -> dict[str, Any]:
     """Return parameters, seed and versions in types that h5ad can store: no None, tuple, set or path."""
     clean = {k: _storable(v) for k, v in params.items() if v is not None}
-    clean["versions"] = {"stxtools": __version__} | {name: version(name) for name in ("anndata", "scanpy")}
+    used = ("anndata", "numpy", "scanpy", "scipy", "torch")
+    clean["versions"] = {"stxtools": __version__, "python": python_version()} | {name: version(name) for name in used}
     return clean
 
 

@@ -64,6 +64,7 @@ def test_table_has_the_documented_columns_and_order(tested):
     params = tested.uns["biomarkers_params"]
     assert params["method"] == "random_regions"
     assert params["versions"]["stxtools"] == st.__version__
+    assert {"python", "numpy", "scipy", "torch"} < set(params["versions"])  # which round
     assert list(params["design"]) == ["within", "within"]
 
 
