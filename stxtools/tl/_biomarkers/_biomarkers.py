@@ -77,11 +77,9 @@ def biomarkers(
 
     %(returns)s
 
-    Columns of the table: ``group``, ``names``, ``scores``, ``logfoldchanges``, ``pvals``, ``pvals_adj``, those of the
-    second test (``scores_composition``, ``pvals_composition``, ``pvals_adj_composition``, or ``..._total``),
-    ``beyond_composition``, ``pct_nz_group``, ``pct_nz_reference``, ``ci_low``, ``ci_high``, ``certain_logfoldchanges``,
-    ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``; see the method page. NaN: the
-    second test between sections; limits if score and fold change differ in sign, or ``abs(scores) < 0.1``.
+    Columns (see the method page): ``group``, ``names``, ``scores``, ``logfoldchanges``, ``pvals``, ``pvals_adj``, the
+    second test's (``..._composition``, ``..._total``), ``beyond_composition``, ``pct_nz_...``, ``ci_low``, ``ci_high``,
+    ``certain_logfoldchanges``, ``auroc``, ``attribution``, ``n_libraries``, ``direction_consistent``, ``rank_score``.
 
     Warns
     -----
