@@ -50,9 +50,9 @@ def regress_subjects(
 ) -> Columns:
     """Regress every feature on a number per subject: slope, 95 % limits, normal score, p-value.
 
-    The variance of each feature is moderated by that of all others (Smyth 2004), around a trend over ``level`` if given
-    (Law et al. 2014). All permutations of the subjects (a random sample where there are many) give the null spread of
-    the statistic, which is divided by it where it is above 1.
+    The variance of each feature is moderated by that of all others (Smyth 2004), less if they are few (Morris 1983),
+    around a trend over ``level`` if given (Law et al. 2014). All permutations of the subjects (a random sample where
+    there are many) give the null spread of the statistic, which is divided by it where it is above 1.
 
     - ``values``: Subjects x features; NaN where a subject lacks the feature.
     - ``sides``: Subjects at either end of ``x``; p-values need :data:`MIN_SUBJECTS` of both.
@@ -73,6 +73,7 @@ def regress_subjects(
         fit = np.polynomial.Polynomial.fit(rank[usable], log_variance, _DEGREE, domain=[0, 1])
         trend = np.exp(fit(rank) - log_variance.mean())
     scale, prior = squeeze_variance((variance / trend)[usable], df[usable])
+    prior = _discounted_prior(prior, df[usable])
     tested = usable & np.all([known[side].sum(axis=0) >= MIN_SUBJECTS for side in sides], axis=0)
     most = max(float(df[usable].sum()), 1.0)  # degrees of freedom that all features have together
     spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, most, seed, paired))
@@ -87,6 +88,15 @@ def regress_subjects(
         "scores": np.where(tested, signed_z(statistic, total), np.nan),
         "pvals": np.where(tested, t_pvals(statistic, total), np.nan),
     }  # fmt: skip
+
+
+def _discounted_prior(prior: float, df: Floats) -> float:
+    """Degrees of freedom of a prior estimated from m features: its weight times (m - 3) / (m - 1) (Morris 1983)."""
+    if len(df) <= 3 or prior == 0:
+        return 0.0
+    own = float(df.mean())
+    weight = (1.0 if np.isinf(prior) else prior / (prior + own)) * (len(df) - 3) / (len(df) - 1)
+    return own * weight / (1.0 - weight)
 
 
 def _fit(filled: Floats, known: Bools, x: Floats, paired: bool) -> tuple[Ints, Floats, Floats, Floats, Bools]:
