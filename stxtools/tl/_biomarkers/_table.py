@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
+from scipy import stats
 
 from stxtools._types import Array, Floats
 from stxtools.stats._design import Design, Outcome, shrink
 from stxtools.stats._meta_analysis import Alternative, Combined, adjust_bh, expression_weights, signed_z
-from stxtools.stats._section import ONE_COUNT, PSEUDO
+from stxtools.stats._section import FLATTER, ONE_COUNT, PSEUDO, Description
 
 FDR = 0.05  # of the genes that stand first, and of the intervals
-_LEAST_Z = 0.1  # a test statistic nearer to 0 does not tell the error of the fold change
+_LEAST_Z = 0.1  # a score nearer to 0 does not tell the error of the effect
+_HALVINGS = 50  # of the interval in which a fold change is sought
 _DIGITS = 10  # of an attribution: below is rounding, which may not rank genes
 _TWIN = {"names": object, "scores": np.float32, "logfoldchanges": np.float32, "pvals": np.float64,
          "pvals_adj": np.float64}  # fmt: skip
@@ -43,12 +44,13 @@ def design_table(
     weights = expression_weights(described.mean)
     z, adjusted_p = _adjusted(tested, weights, alternative)
     change = np.log2((described.mean_group + PSEUDO) / (described.mean_reference + PSEUDO))
-    low, high = _intervals(change, z, adjusted_p, weights, alternative)
-    damped = np.log2((described.mean_group + ONE_COUNT) / (described.mean_reference + ONE_COUNT))
-    bounds = _intervals(damped, z, adjusted_p, weights, alternative)
-    certain = np.sign(z) * np.maximum(np.nan_to_num(np.where(z > 0, bounds[0], -bounds[1])), 0.0)
+    limits = _limits(tested, z, adjusted_p, weights, alternative)
+    offset = 1.0 / FLATTER if design.kind == "within" and not composition else 1.0
+    low, high = (_fold_changes(limit, described, offset, PSEUDO) for limit in limits)
+    nearer = np.where(z > 0, *limits)
+    certain = np.nan_to_num(_fold_changes(nearer, described, offset, ONE_COUNT))
     size = np.asarray(np.round(np.abs(attribution), _DIGITS), dtype=np.float64)
-    rank = np.where(size > 0, rankdata(size) / len(size), 0.0)
+    rank = np.where(size > 0, stats.rankdata(size) / len(size), 0.0)
     tail = tested.pvals / 2 if alternative == "two-sided" else np.minimum(tested.pvals, 1 - tested.pvals)
     score = shrink(effect, error) * (1 - tail) * (0.9 + 0.1 * rank)
     score = np.where((tested.n_libraries > 0) & (effect * z > 0), score, 0.0)
@@ -80,24 +82,51 @@ def _adjusted(tested: Combined, weights: Floats, alternative: Alternative) -> tu
     return z, adjusted_p
 
 
-def _intervals(
-    change: Floats, z: Floats, adjusted_p: Floats, weights: Floats, alternative: Alternative
+def _limits(
+    tested: Combined, z: Floats, adjusted_p: Floats, weights: Floats, alternative: Alternative
 ) -> tuple[Floats, Floats]:
-    """Return confidence limits of log2 fold changes with a false coverage rate of :data:`FDR`.
+    """Return confidence limits of effects with a false coverage rate of :data:`FDR`.
 
     The level is that of the p-value at which Benjamini & Hochberg call a gene (Benjamini & Yekutieli 2005): a gene is
     called if and only if its interval excludes 0. The limit on the side of a one-sided ``alternative`` is infinite. NaN
-    where change and test differ in sign, or the statistic is near 0: their ratio, the standard error, is not finite.
+    where the score is near 0 or, being one-sided, not of the sign of the effect: their ratio is the standard error.
     """
-    called = adjusted_p <= FDR
-    share = max(int(called.sum()), 1) / max(len(z), 1)
+    called, t = adjusted_p <= FDR, np.abs(tested.statistic)
+    share = max(int(called.sum()), 1) / max(len(t), 1)
     sides = 2 if alternative == "two-sided" else 1
-    critical = norm.isf(np.clip(FDR * share * weights / sides, 5e-301, 0.5))
-    critical = np.where(called, np.minimum(critical, np.abs(z)), critical)  # rounding at the last gene called
-    known = (change * z > 0) & (np.abs(z) >= _LEAST_Z)
-    half = np.divide(np.abs(change) * critical, np.abs(z), out=np.full(len(z), np.nan), where=known)
-    low = np.where(known & (alternative == "less"), -np.inf, change - half)
-    return low, np.where(known & (alternative == "greater"), np.inf, change + half)
+    critical = stats.t.isf(np.clip(FDR * share * weights / sides, 5e-301, 0.5), tested.df)
+    critical = np.where(called, np.minimum(critical, t), critical)  # rounding at the last gene called
+    known = (tested.effect * z > 0) & (np.abs(z) >= _LEAST_Z)
+    half = np.divide(np.abs(tested.effect) * critical, t, out=np.full(len(t), np.nan), where=known)
+    low = np.where(known & (alternative == "less"), -np.inf, tested.effect - half)
+    return low, np.where(known & (alternative == "greater"), np.inf, tested.effect + half)
+
+
+def _fold_changes(effect: Floats, described: Description, offset: float, pseudo: float) -> Floats:
+    """Return log2 ratios of means of x, ``pseudo`` added, for a difference ``effect`` of means of log(1 + x / offset).
+
+    The mean over both sides is the observed one. Counts are Poisson, as large as the share of zeros implies.
+    """
+    mean, difference = described.mean, described.mean_group - described.mean_reference
+    slope = (mean - described.mean_reference) @ difference / max(float(difference @ difference), 1e-300)
+    share = float(np.clip(slope, 1e-3, 1 - 1e-3))  # of the group
+    nonzero = share * described.nonzero_group + (1 - share) * described.nonzero_reference
+    one = mean / -np.log1p(-np.clip(nonzero, 1e-9, 1 - 1e-9))  # a count on the scale of the mean
+    one = np.where(one > 0, one, 1.0)
+
+    def mean_log(x: Floats) -> Floats:
+        seen = -np.expm1(-x / one)
+        return seen * np.log1p(np.divide(x, seen * offset, out=np.zeros_like(x), where=seen > 0))
+
+    up = effect >= 0
+    low, high = np.where(up, 0.0, -mean / (1 - share)), np.where(up, mean / share, 0.0)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        below = mean_log(mean + (1 - share) * middle) - mean_log(mean - share * middle) < effect
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    found = np.where(up, low, high)
+    ratio = np.log2((mean + (1 - share) * found + pseudo) / (mean - share * found + pseudo))
+    return np.where(np.isfinite(effect), ratio, effect)
 
 
 def sort_genes(table: pd.DataFrame, alternative: Alternative) -> pd.DataFrame:
@@ -124,4 +153,4 @@ def scanpy_twin(
 
 def _spearman(a: Floats, b: Floats) -> float:
     known = len(a) >= 3 and np.ptp(a) > 0 and np.ptp(b) > 0
-    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1]) if known else float("nan")
+    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1]) if known else float("nan")
