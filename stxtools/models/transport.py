@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -141,18 +142,24 @@ class Shared:
 
 
 def shared_mass(
-    couplings: Sequence[Coupling], shape: tuple[int, int], n_permutations: int, rng: np.random.Generator
+    couplings: Mapping[tuple[int, int], Coupling], shape: tuple[int, int], n_permutations: int, rng: np.random.Generator
 ) -> Shared:
-    """Sum transport plans by compartments, with a permutation test over the labels of the later regions."""
-    mass, null = np.zeros(shape), np.zeros((n_permutations, *shape))
+    """Sum transport plans of pairs of sections by compartments, with a permutation test over later regions' labels.
+
+    A permutation of a section's labels holds for all of its pairs: they are no replicates of it.
+    """
     before, after = np.zeros(shape[0]), np.zeros(shape[1])
-    for plan, rows, columns, one, two in couplings:
-        by_source, labels = np.eye(shape[0])[rows].T @ plan, np.eye(shape[1])[columns]
-        mass += by_source @ labels
+    by_source: dict[int, Floats] = {}
+    labels: dict[int, Floats] = {}
+    for (_, later), (plan, rows, columns, one, two) in couplings.items():
+        by_source[later] = by_source.get(later, 0) + np.eye(shape[0])[rows].T @ plan
+        labels[later] = np.eye(shape[1])[columns]
         before += np.bincount(rows, one, minlength=shape[0])
         after += np.bincount(columns, two, minlength=shape[1])
-        for i in range(n_permutations):
-            null[i] += by_source @ labels[rng.permutation(len(columns))]
+    mass = sum((by_source[j] @ labels[j] for j in labels), np.zeros(shape))
+    null = np.zeros((n_permutations, *shape))
+    for i, j in product(range(n_permutations), labels):
+        null[i] += by_source[j] @ rng.permutation(labels[j])
     n = len(couplings)
     pvals = (1 + (null >= mass * (1 - 1e-12)).sum(axis=0)) / (1 + n_permutations)
     return Shared(mass / n, before / n, after / n, pvals)

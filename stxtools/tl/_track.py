@@ -110,8 +110,10 @@ def track(
     names = [str(c) for c in graph.obs["segment"].cat.categories]
     shared = []
     for step in pairs:
-        couplings = [(plans[i, j], tissue.compartments(i), tissue.compartments(j), tissue.weight(i), tissue.weight(j))
-                     for i, j in step]  # fmt: skip
+        couplings = {
+            (i, j): (plans[i, j], tissue.compartments(i), tissue.compartments(j), tissue.weight(i), tissue.weight(j))
+            for i, j in step
+        }
         shared.append(shared_mass(couplings, (len(names), len(names)), _PERMUTATIONS, rng))
     lineage = _lineages(tissue, time, shared, len(names))
 
