@@ -184,6 +184,32 @@ def test_summary_says_what_the_results_rest_on(make_section, tmp_path):
     assert table["names"][2] == unknown
 
 
+def test_symbols_stand_for_the_names_of_genes(line, tmp_path):
+    """In the table, the plots and the report; a gene without a symbol keeps its name."""
+    adata = with_table(line)
+    adata.var["symbol"] = [f"SYM{i}" for i in range(adata.n_vars)]
+    first = adata.uns["biomarkers"]["names"][0]
+    adata.var.loc[first, "symbol"] = ""
+    symbols = dict(zip(adata.var_names, adata.var["symbol"], strict=True)) | {first: first}
+    before = adata.copy()
+    table = st.get.biomarkers(adata, gene_symbols="symbol")
+    assert list(table["symbol"]) == [symbols[name] for name in table["names"]]
+    axis = st.pl.biomarkers(adata, "0", n_genes=3, gene_symbols="symbol", show=False)
+    assert [text.get_text() for text in axis.get_yticklabels()] == list(table["symbol"][:3])
+    page = written(adata, tmp_path, gene_symbols="symbol", genes=["SYM7"])
+    assert meta_of(page)["genes"][0][0] == "SYM7"
+    np.testing.assert_array_equal(
+        block(page, "gene0", "u1"), block(written(adata, tmp_path, genes=[adata.var_names[7]]), "gene0", "u1")
+    )
+    assert set(bytes(block(page, "t-names", "u1")).decode().split("\n")) == set(symbols.values())
+    assert_same(before, adata)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = written(ad.read_h5ad(tmp_path / "a.h5ad", backed="r"), tmp_path, gene_symbols="symbol", genes=["SYM7"])
+    np.testing.assert_array_equal(block(page, "gene0", "u1"), block(backed, "gene0", "u1"))
+    with pytest.raises(KeyError, match="`gene_symbols='nope'` is not in"):
+        st.report(adata, tmp_path / "no.html", gene_symbols="nope")
+
+
 def test_report_omits_steps_that_were_not_run(make_section, tmp_path):
     adata = make_section(rows=6, cols=6)
     adata.X[:, 7] *= 50  # the gene of the largest variance

@@ -7,7 +7,9 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 
+import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
 
 from stxtools import _keys, get
 from stxtools._checks import check_key, check_writable, listing
@@ -15,6 +17,7 @@ from stxtools._docs import documented
 from stxtools._files import write_text
 from stxtools._validate import check_adata, check_in
 from stxtools._version import __version__
+from stxtools.get._tables import symbols_of
 
 _FILES = ("page.html", "page.css", "page.js", "map.js", "biomarkers.js")
 
@@ -23,8 +26,8 @@ _FILES = ("page.html", "page.css", "page.js", "map.js", "biomarkers.js")
 def report(
     adata: AnnData, path: str | os.PathLike[str] = "report.html", *,
     genes: Sequence[str] | None = None, color: Sequence[str] = (), title: str | None = None,
-    key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS, layer: str | None = None,
-    spatial_key: str | None = None, library_key: str | bool | None = None,
+    key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS, gene_symbols: str | None = None,
+    layer: str | None = None, spatial_key: str | None = None, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
     """Write an interactive report of the results: one HTML file that opens offline in any browser.
 
@@ -72,6 +75,8 @@ def report(
     from .summary import findings, parameter_tables, training_figures
 
     check_adata(adata, layer=layer)
+    if gene_symbols is not None:
+        adata = _by_symbol(adata, gene_symbols, biomarkers_key)
     if title is not None and not isinstance(title, str):
         raise TypeError(f"`title` must be a string, not {title!r}.")
     for name, value in (("genes", genes if genes is not None else ()), ("color", color)):
@@ -109,3 +114,13 @@ def report(
         meta=json.dumps(meta, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )  # fmt: skip
     write_text(path, page)
+
+
+def _by_symbol(adata: AnnData, gene_symbols: str, biomarkers_key: str) -> AnnData:
+    """Return an AnnData on the same arrays whose genes have their symbols, also in the table of biomarkers."""
+    names = make_index_unique(pd.Index(symbols_of(adata, adata.var_names, gene_symbols)))
+    uns, var = dict(adata.uns), adata.var[[]].set_axis(names)
+    if biomarkers_key in uns:
+        known, table = pd.Series(names, index=adata.var_names, dtype=object), uns[biomarkers_key]
+        uns[biomarkers_key] = table.assign(names=known.reindex(table["names"].astype(object)).to_numpy())
+    return AnnData(adata.X, obs=adata.obs, var=var, uns=uns, obsm=dict(adata.obsm), layers=dict(adata.layers))

@@ -11,7 +11,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._checks import check_bool, check_choice, check_int, check_key, check_names
 from stxtools._docs import documented
-from stxtools._validate import check_number, listing, stored_table
+from stxtools._validate import check_in, check_number, listing, stored_table
 
 _EFFECTS = {"kind", "compartment", "ci_low", "ci_high", "pvals", "pvals_adj"}
 _COMPARED = _EFFECTS | {"group", "names", "logfoldchanges"}
@@ -24,7 +24,7 @@ _BY = ("model", "target", "scheme", "leaky", "noise")
 def biomarkers(
     adata: AnnData, group: str | Sequence[str] | None = None, *, fdr: float | None = None,
     sign: Literal["both", "up", "down"] = "both", min_libraries: int = 0, n_top: int | None = None,
-    key: str = _keys.BIOMARKERS,
+    gene_symbols: str | None = None, key: str = _keys.BIOMARKERS,
 ) -> pd.DataFrame:  # fmt: skip
     """Get the results of :func:`stxtools.tl.biomarkers` as a DataFrame, optionally filtered.
 
@@ -37,6 +37,8 @@ def biomarkers(
     n_top
         Keep this number of genes per group, after the other filters: the first ones, or the last ones (the most
         strongly decreased) with ``sign="down"``.
+    gene_symbols
+        Column of ``var`` with names to add as the last column.
 
     Examples
     --------
@@ -60,7 +62,17 @@ def biomarkers(
         by_group = table.groupby("group", sort=False, observed=True)
         lower_last = adata.uns.get(f"{key}_params", {}).get("alternative") != "less"
         table = by_group.tail(n_top) if sign == "down" and lower_last else by_group.head(n_top)
+    if gene_symbols is not None:
+        table = table.assign(**{gene_symbols: symbols_of(adata, table["names"], gene_symbols)})
     return table.reset_index(drop=True)
+
+
+def symbols_of(adata: AnnData, genes: pd.Series | pd.Index, gene_symbols: str) -> list[str]:
+    """Return the symbols of genes, or their names where they have none."""
+    check_in(adata, "var", gene_symbols, "gene_symbols")
+    known = adata.var[gene_symbols].astype(object)
+    known = known[known.notna() & (known.astype(str).str.strip() != "")].astype(str)
+    return [str(name) for name in genes.astype(object).map(lambda gene: known.get(gene, gene))]
 
 
 @documented

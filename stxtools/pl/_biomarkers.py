@@ -50,9 +50,10 @@ _Z_LIMIT, _ROWS_MAX = 6.0, 60
 def biomarkers(
     adata: AnnData, group: str | Sequence[str] | None = None, *, n_genes: int = 10, fdr: float = 0.05,
     kind: Literal["ranked", "volcano"] = "ranked",
-    effect: Literal["auroc", "logfoldchanges", "scores", "attribution"] = "auroc", key: str = _keys.BIOMARKERS,
-    title: str | None = None, legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None,
-    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
+    effect: Literal["auroc", "logfoldchanges", "scores", "attribution"] = "auroc", gene_symbols: str | None = None,
+    key: str = _keys.BIOMARKERS, title: str | None = None, legend: bool = True,
+    figsize: tuple[float, float] | None = None, ax: Axes | None = None, show: bool | None = None,
+    save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Plot the biomarkers of :func:`stxtools.tl.biomarkers`, one panel per group.
 
@@ -78,7 +79,7 @@ def biomarkers(
     >>> axes = st.pl.biomarkers(adata, n_genes=5)
     """
     check_choice("kind", kind, ("ranked", "volcano"))
-    table, groups = _tested_groups(adata, key, group, n_genes)
+    table, groups = _tested_groups(adata, key, group, n_genes, gene_symbols)
     params = adata.uns.get(f"{key}_params", {})
     reference = str(params.get("reference", "rest"))
     choose = f"`group={next(iter(groups))!r}`"
@@ -106,11 +107,13 @@ def biomarkers(
 
 
 def _tested_groups(
-    adata: AnnData, key: str, group: str | Sequence[str] | None, n_genes: int
+    adata: AnnData, key: str, group: str | Sequence[str] | None, n_genes: int, gene_symbols: str | None
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Return the table of the given groups, by default of all, and the rows of each."""
     check_int("n_genes", n_genes, minimum=1, maximum=_GENES_MAX)
-    table = get_biomarkers(adata, group, key=key)
+    table = get_biomarkers(adata, group, gene_symbols=gene_symbols, key=key)
+    if gene_symbols is not None:
+        table["names"] = table[gene_symbols]
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]` has no rows; run `{_TESTED}` on data with genes to test.")
     columns = [c for c in (*_EFFECTS, "pvals", "pvals_adj", "pct_nz_group") if c in table]
@@ -281,9 +284,9 @@ def describe(
 @_base.plot
 def targets(
     adata: AnnData, group: str | Sequence[str] | None = None, *, n_genes: int = 20, fdr: float = 0.05,
-    columns: Sequence[str] | None = None, key: str = _keys.BIOMARKERS, title: str | None = None, legend: bool = True,
-    figsize: tuple[float, float] | None = None, ax: Axes | None = None, show: bool | None = None,
-    save: bool | str | PathLike[str] | None = None,
+    columns: Sequence[str] | None = None, gene_symbols: str | None = None, key: str = _keys.BIOMARKERS,
+    title: str | None = None, legend: bool = True, figsize: tuple[float, float] | None = None, ax: Axes | None = None,
+    show: bool | None = None, save: bool | str | PathLike[str] | None = None,
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Plot the target evidence of :func:`stxtools.tl.targets` for the top biomarkers, one panel per group.
 
@@ -308,7 +311,7 @@ def targets(
     >>> st.tl.targets(adata, drugs)
     >>> ax = st.pl.targets(adata, group="diseased", n_genes=10)
     """
-    table, groups = _tested_groups(adata, key, group, n_genes)
+    table, groups = _tested_groups(adata, key, group, n_genes, gene_symbols)
     if columns is None:
         columns = [c for c in _EVIDENCE if c in table]
         if not columns:
