@@ -14,6 +14,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import spatialdata as sd
 import vendor_folders as folders
 from anndata.tests.helpers import assert_equal
 from PIL import Image
@@ -108,6 +109,21 @@ def test_spatialdata_zarr_is_read(tmp_path: Path, make_section: Callable[..., ad
     adata = make_section("hex", 6, 6)
     st.io.to_spatialdata(adata).write(tmp_path / "section.zarr")
     assert_equal(st.io.read(tmp_path / "section.zarr"), adata)
+
+
+def test_table_of_a_spatialdata_zarr_is_chosen(tmp_path: Path, make_section: Callable[..., ad.AnnData]) -> None:
+    adata = make_section("hex", 6, 6)
+    sdata = st.io.to_spatialdata(adata)
+
+    def read(*names: str, **options: Any) -> ad.AnnData:
+        tables = {name: sdata["table"][:size].copy() for size, name in enumerate(names, 4)}
+        sd.SpatialData(shapes=dict(sdata.shapes), tables=tables).write(tmp_path / names[0], overwrite=True)
+        return st.io.read(tmp_path / names[0], **options)
+
+    assert read("cells").n_obs == 4
+    assert read("square_002um", "square_016um", bin_size=16).n_obs == 5
+    with pytest.raises(ValueError, match=r"tables 'square_002um', 'square_016um'; choose one"):
+        st.io.read(tmp_path / "square_002um")
 
 
 def test_section_name_with_a_slash_is_replaced(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
         with readable(path, "cannot be read as AnnData; is it complete?"):
             return anndata.read_h5ad(path)
     if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
-        return _read_zarr(path)
+        return _read_zarr(path, bin_size)
     folder = path / "outs" if (path / "outs").is_dir() else path
     bins = folder if folder.resolve().name == "binned_outputs" else folder / "binned_outputs"
     if bins.is_dir():
@@ -273,11 +273,18 @@ _VENDORS: dict[str, tuple[str, Callable[[Path], Read]]] = {  # by a file that on
 }
 
 
-def _read_zarr(path: Path) -> AnnData:
+def _read_zarr(path: Path, bin_size: int) -> AnnData:
     with readable(path, "cannot be read as AnnData or SpatialData; is it complete?"):
         if "spatialdata_attrs" not in zarr.open_group(path, mode="r").attrs:
             return anndata.read_zarr(path)
         from spatialdata import read_zarr
 
         sdata = read_zarr(path)
-    return from_spatialdata(sdata)
+    tables = list(sdata.tables)
+    known = [name for name in ("table", f"square_{bin_size:03d}um") if name in tables]
+    if not known and len(tables) != 1:
+        raise ValueError(
+            f"{str(path)!r} has the tables {listing(tables)}; choose one with "
+            "`st.io.from_spatialdata(spatialdata.read_zarr(path), table_key=...)`."
+        )
+    return from_spatialdata(sdata, (known or tables)[0])
