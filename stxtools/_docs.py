@@ -115,8 +115,7 @@ def filled(function: F) -> F:
 
 def _parameters(function: Callable[..., Any], own: str, namespace: str, rows: list[SlotRow]) -> list[str]:
     """Return the descriptions in the order of the signature: the docstring's own and the shared ones."""
-    entries = [entry.splitlines() for entry in re.split(r"\n(?=\S)", own.rstrip("\n")) if entry]
-    described = {name.strip(): entry for entry in entries for name in entry[0].split(",")}
+    described = described_parameters(own)
     taken = inspect.signature(function).parameters
     missing = taken.keys() - described.keys()
     key = next((row.key.split("/")[0].removesuffix("_params") for row in rows if row.meaning.startswith(PARAMS)), "")
@@ -131,6 +130,12 @@ def _parameters(function: Callable[..., Any], own: str, namespace: str, rows: li
         raise KeyError(f"{function.__qualname__}: no description of {', '.join(sorted(missing))}")
     ordered = [described[name] for name in taken]
     return [line for i, entry in enumerate(ordered) if entry not in ordered[:i] for line in entry]
+
+
+def described_parameters(section: str) -> dict[str, list[str]]:
+    """Return the entry of each parameter in a section of a docstring; the first line of an entry names them."""
+    entries = [entry.splitlines() for entry in re.split(r"\n(?=\S)", section.rstrip("\n")) if entry]
+    return {name.strip(): entry for entry in entries for name in entry[0].split(",")}
 
 
 def _slots(rows: list[SlotRow]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,15 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools._types import Floats
-from stxtools._validate import listing
+from stxtools._validate import check_names, listing
 
 COMPOSITION = "composition"
 
 
 def covariate_names(covariates: Any) -> list[str]:
     """Return ``covariates`` as a list of distinct names, checked to be strings."""
-    if covariates is None:
-        return []
-    names = [covariates] if isinstance(covariates, str) else covariates
-    if not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
-        raise TypeError(
-            f"`covariates` must be {COMPOSITION!r}, a key of `adata.obs` or `adata.obsm`, or a list of those, not "
-            f"{covariates!r}."
-        )
-    return list(dict.fromkeys(names))
+    what = f"{COMPOSITION!r}, a key of `adata.obs` or `adata.obsm`"
+    return [] if covariates is None else list(dict.fromkeys(check_names("covariates", covariates, what)))
 
 
 def covariate_columns(adata: AnnData, names: list[str], groupby: str) -> Floats | None:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -223,12 +224,8 @@ def log_chunks(
 ) -> Iterator[T]:
     """Yield results of ``function`` for chunks of log expression."""
     target = median_depth(read.summary.depth) if target_sum is None else target_sum
-    scale = read.scale  # workers get the scale, not the whole expression
-
-    def on_logs(chunk: Csr, rows: slice) -> T:
-        return function(log_normalize(chunk, scale, target_sum=target), rows)
-
-    yield from map_row_chunks(read.matrix, on_logs, max_pending=max_pending)
+    normalize = partial(log_normalize, scale=read.scale, target_sum=target)  # workers do not get the whole expression
+    return map_row_chunks(read.matrix, lambda chunk, rows: function(normalize(chunk), rows), max_pending=max_pending)
 
 
 def log_matrix(read: Expression, genes: Any = slice(None)) -> Csr:
@@ -259,7 +256,7 @@ class GeneBlocks:
     def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
         """Yield log expression of ``genes`` (default: all) by chunks of rows."""
         every = genes is None or len(genes) == self.shape[1]
-        yield from log_chunks(
+        return log_chunks(
             self.read, lambda logged, rows: (rows, logged if every else logged[:, genes]), max_pending=MAX_PENDING
         )
 

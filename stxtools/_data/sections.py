@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from hashlib import blake2b
 from typing import Any
@@ -20,7 +21,7 @@ from stxtools._on_spatialdata import ATTRS
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, Frame, outlines
 from stxtools._spatial.points import typical_spacing
-from stxtools._spatial.raster import Pixels, RasterGrid, rasterize_libraries, split_rows
+from stxtools._spatial.raster import Pixels, RasterGrid, join_rows, rasterize_libraries, split_rows
 from stxtools._spatial.triangulation import Mesh
 from stxtools._types import Array, Csr, Floats, Floats32, Ints
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing, spatial_entry
@@ -98,10 +99,7 @@ class Geometry:
 
     def join(self, parts: Sequence[Array]) -> Array:
         """Concatenate values of every section in the order of the observations."""
-        out = np.empty((self.libs.codes.size, *parts[0].shape[1:]), dtype=parts[0].dtype)
-        for rows, part in zip(self.parts, parts, strict=True):
-            out[rows] = part
-        return out
+        return join_rows(parts, self.parts)
 
     @cached_property
     def spacings(self) -> list[float]:
@@ -155,77 +153,66 @@ def make_sections(values: Floats32, where: Geometry) -> list[Section]:
     ]  # fmt: skip
 
 
-class Images:
-    """Images of the sections in ``uns["spatial"][library]``, in scanpy's layout."""
+def with_image_features(values: Floats32, adata: AnnData, where: Geometry, image_key: str | None) -> Floats32:
+    """Append mean and standard deviation of red, green and blue in a window as wide as the spacing, (n_obs, 6)."""
+    from scipy.ndimage import uniform_filter
 
-    def __init__(self, adata: AnnData) -> None:
-        self._adata = adata
-
-    def append_features(self, values: Floats32, where: Geometry, image_key: str | None) -> Floats32:
-        """Append mean and standard deviation of red, green and blue in a window as wide as the spacing, (n_obs, 6)."""
-        from scipy.ndimage import uniform_filter
-
-        if image_key is None:
-            return values
-        out = np.empty((len(where.xy), N_IMAGE_FEATURES), dtype=np.float32)
-        for name, rows, spacing in zip(where.libs.names, where.parts, where.spacings, strict=True):
-            image, scale = self._read(name, image_key)
-            pixels = np.rint(where.xy[rows].T[::-1] * scale).astype(np.int64)  # x runs along the columns
-            row, col = pixels
-            outside = ((pixels < 0) | (pixels >= np.array(image.shape[:2])[:, None])).any(axis=0)
-            if outside.any():
-                raise ValueError(
-                    f"{int(outside.sum())} of the {len(rows)} observations of section {name!r} lie outside its image "
-                    f"{image_key!r} of {image.shape[1]} x {image.shape[0]} pixels; is its scale factor {scale:g}?"
-                )
-            side = max(1, round(spacing * scale))
-            for channel in range(3):
-                mean = uniform_filter(image[..., channel], side)
-                square = uniform_filter(image[..., channel] ** 2, side)
-                out[rows, channel] = mean[row, col]
-                out[rows, 3 + channel] = np.sqrt(np.maximum(square - mean**2, 0))[row, col]
-        return np.concatenate([values, out], axis=1)
-
-    def frame(self, library: str, xy: Floats, spacing: float) -> Frame | None:
-        """Return the pixel grid of the section's image, if it is fine enough and contains the tissue."""
-        images, factors = self._entry(library)
-        for name in ("hires", "lowres"):
-            scale = factors.get(f"tissue_{name}_scalef")
-            shape: Any = np.shape(images[name]) if name in images else ()
-            if len(shape) not in (2, 3) or not isinstance(scale, (int, float, np.number)) or not np.isfinite(scale):
-                continue
-            pixels = xy * float(scale)
-            inside = (pixels >= -0.5).all() and (pixels <= np.array(shape[1::-1]) - 0.5).all()
-            if inside and spacing * scale >= _PIXELS_PER_SPOT:
-                return Frame((shape[0], shape[1]), float(scale))
-        return None
-
-    def _entry(self, library: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        entry = spatial_entry(self._adata, library)
-        return entry[_keys.IMAGES], entry[_keys.SCALEFACTORS]
-
-    def _read(self, library: str, image_key: str) -> tuple[Floats, float]:
-        """Return an image with values from 0 to 1, and its scale factor."""
-        check_key("image_key", image_key)
-        images, factors = self._entry(library)
-        if image_key not in images:
-            raise KeyError(
-                f"`image_key={image_key!r}`: section {library!r} has no such image in "
-                f"`adata.uns['spatial'][{library!r}]['images']`; there: {', '.join(map(repr, images)) or 'none'}. The "
-                "names in `library_key` must be those of `adata.uns['spatial']`."
-            )
-        factor = f"tissue_{image_key}_scalef"
-        if factor not in factors:
-            raise KeyError(f"`adata.uns['spatial'][{library!r}]['scalefactors']` has no {factor!r}, the image's scale.")
-        pixels = np.asarray(images[image_key])
-        if pixels.ndim != 3 or pixels.shape[2] not in {3, 4}:
+    if image_key is None:
+        return values
+    out = np.empty((len(where.xy), N_IMAGE_FEATURES), dtype=np.float32)
+    for name, rows, spacing in zip(where.libs.names, where.parts, where.spacings, strict=True):
+        image, scale = _read_image(adata, name, image_key)
+        pixels = np.rint(where.xy[rows].T[::-1] * scale).astype(np.int64)  # x runs along the columns
+        row, col = pixels
+        outside = ((pixels < 0) | (pixels >= np.array(image.shape[:2])[:, None])).any(axis=0)
+        if outside.any():
             raise ValueError(
-                f"The image {image_key!r} of section {library!r} has shape {pixels.shape}; expected RGB(A)."
+                f"{int(outside.sum())} of the {len(rows)} observations of section {name!r} lie outside its image "
+                f"{image_key!r} of {image.shape[1]} x {image.shape[0]} pixels; is its scale factor {scale:g}?"
             )
-        values = pixels[..., :3].astype(np.float64)
-        # white: colours of 8 or 16 bits may be stored as any type, fractions may slightly exceed 1
-        white = 255.0 if pixels.dtype == np.uint8 else next((w for w in (1.0, 255.0) if values.max() < 2 * w), 65535.0)
-        return values / white, float(factors[factor])
+        side = max(1, round(spacing * scale))
+        for channel in range(3):
+            mean = uniform_filter(image[..., channel], side)
+            square = uniform_filter(image[..., channel] ** 2, side)
+            out[rows, channel] = mean[row, col]
+            out[rows, 3 + channel] = np.sqrt(np.maximum(square - mean**2, 0))[row, col]
+    return np.concatenate([values, out], axis=1)
+
+
+def image_frame(adata: AnnData, library: str, xy: Floats, spacing: float) -> Frame | None:
+    """Return the pixel grid of the section's image, if it is fine enough and contains the tissue."""
+    entry: Any = spatial_entry(adata, library)
+    for name in ("hires", "lowres"):
+        scale = entry[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef")
+        shape = np.shape(entry[_keys.IMAGES].get(name))
+        if len(shape) not in (2, 3) or not isinstance(scale, (int, float, np.number)) or not np.isfinite(scale):
+            continue
+        pixels = xy * float(scale)
+        inside = (pixels >= -0.5).all() and (pixels <= np.array(shape[1::-1]) - 0.5).all()
+        if inside and spacing * scale >= _PIXELS_PER_SPOT:
+            return Frame((shape[0], shape[1]), float(scale))
+    return None
+
+
+def _read_image(adata: AnnData, library: str, image_key: str) -> tuple[Floats, float]:
+    """Return an image with values from 0 to 1, and its scale factor."""
+    entry, factor = spatial_entry(adata, library), f"tissue_{check_key('image_key', image_key)}_scalef"
+    images, factors = entry[_keys.IMAGES], entry[_keys.SCALEFACTORS]
+    if image_key not in images:
+        raise KeyError(
+            f"`image_key={image_key!r}`: section {library!r} has no such image in "
+            f"`adata.uns['spatial'][{library!r}]['images']`; there: {listing(images)}. The "
+            "names in `library_key` must be those of `adata.uns['spatial']`."
+        )
+    if factor not in factors:
+        raise KeyError(f"`adata.uns['spatial'][{library!r}]['scalefactors']` has no {factor!r}, the image's scale.")
+    pixels = np.asarray(images[image_key])
+    if pixels.ndim != 3 or pixels.shape[2] not in {3, 4}:
+        raise ValueError(f"The image {image_key!r} of section {library!r} has shape {pixels.shape}; expected RGB(A).")
+    values = pixels[..., :3].astype(np.float64)
+    # white: colours of 8 or 16 bits may be stored as any type, fractions may slightly exceed 1
+    white = 255.0 if pixels.dtype == np.uint8 else next((w for w in (1.0, 255.0) if values.max() < 2 * w), 65535.0)
+    return values / white, float(factors[factor])
 
 
 def check_one_section(obs: pd.DataFrame, xy: Floats, region_key: str | None = None) -> None:
@@ -267,15 +254,11 @@ def _separating_column(obs: pd.DataFrame, position: Ints) -> Any:
     """Return the column with the fewest values that differ between observations at one position, if there is one."""
     n_values: dict[Any, int] = {}
     for column in obs.columns:
-        if pd.api.types.is_float_dtype(obs[column].dtype):
-            continue
-        try:
-            codes, names = pd.factorize(obs[column])
-        except TypeError:  # unhashable values
-            continue
-        repeated = pd.DataFrame({"position": position, "code": codes}).duplicated().mean()
-        if 2 <= len(names) <= _MAX_GROUPS and repeated <= 0.01:
-            n_values[column] = len(names)
+        codes = _codes(obs[column])
+        n_names = codes.max(initial=-1) + 1
+        repeated = pd.DataFrame({"position": position[: len(codes)], "code": codes}).duplicated().mean()
+        if 2 <= n_names <= _MAX_GROUPS and repeated <= 0.01:
+            n_values[column] = n_names
     return min(n_values, key=lambda name: n_values[name], default=None)
 
 
@@ -283,18 +266,21 @@ def _names_sections(column: Any) -> bool:
     return re.sub("[-_. ]", "", str(column).lower()) in _NAMES
 
 
+def _codes(column: pd.Series) -> Ints:
+    """Return codes of the values of a column, -1 where missing; none of numbers and unhashable values."""
+    if not pd.api.types.is_float_dtype(column.dtype):
+        with suppress(TypeError):  # unhashable values
+            return pd.factorize(column)[0].astype(np.int64)
+    return np.empty(0, dtype=np.int64)
+
+
 def _section_codes(obs: pd.DataFrame, column: Any) -> Ints | None:
     """Return codes of the groups of a column, -1 for small ones; None if it cannot name sections."""
-    if pd.api.types.is_float_dtype(obs[column].dtype):
-        return None
-    try:
-        codes = pd.factorize(obs[column])[0]
-    except TypeError:  # unhashable values
-        return None
+    codes = _codes(obs[column])
     large = np.bincount(codes[codes >= 0]) >= _MIN_SIZE
     if not 2 <= large.sum() <= _MAX_GROUPS:
         return None
-    return np.where((codes >= 0) & large[codes], codes, -1).astype(np.int64)
+    return np.where((codes >= 0) & large[codes], codes, -1)
 
 
 def _overlap(xy: Floats, codes: Ints) -> bool:

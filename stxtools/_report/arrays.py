@@ -65,7 +65,10 @@ def tissue_map(
     for column in dict.fromkeys(columns):
         if column in adata.obs:
             _add_column(meta, blocks, adata, column, labels.get(column, column), order)
-    expression = _read_expression(adata, layer)
+    expression: Expression | None = None
+    if layer is not None or adata.X is not None or _keys.COUNTS in adata.layers:
+        read = Expression(adata, layer, allow_scaled=True, in_memory=False)
+        expression = None if read.scale == "scaled" else read  # something else, such as components
     if genes is None:
         genes = [] if expression is None else _leading_genes(adata, biomarkers, expression)
     elif genes and expression is None:
@@ -163,14 +166,6 @@ def _leading_genes(adata: AnnData, biomarkers: pd.DataFrame | None, expression: 
         names = rows["names"].to_numpy()[np.lexsort((turn, rows["pvals_adj"] > FDR))]
     known = set(adata.var_names)
     return [str(name) for name in dict.fromkeys(names) if name in known][:_GENES_MAX]
-
-
-def _read_expression(adata: AnnData, layer: str | None) -> Expression | None:
-    """Return the expression, or None if ``X`` is empty or holds something else, such as components."""
-    if layer is None and adata.X is None and _keys.COUNTS not in adata.layers:
-        return None
-    read = Expression(adata, layer, allow_scaled=True, in_memory=False)
-    return None if read.scale == "scaled" else read
 
 
 def biomarker_arrays(rows: pd.DataFrame, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -55,9 +55,6 @@ def report(
         Key of the biomarkers, the ``key_added`` of :func:`stxtools.tl.biomarkers`.
     spatial_key
         Key of ``obsm`` with the coordinates; by default those that the segments were computed with.
-    library_key
-        Column of ``obs`` with the section of each observation; by default the one that the segments were computed
-        with. ``False``: all observations are one section.
 
     Returns
     -------

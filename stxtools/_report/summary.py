@@ -31,7 +31,10 @@ def findings(
     adata: AnnData, sections: Sequence[str], key: str = _keys.SEGMENT, biomarkers_key: str = _keys.BIOMARKERS
 ) -> list[str]:
     """Return one paragraph each on the data and on every result that there is."""
-    out = [f"{adata.n_obs:,} observations (spots or cells) and {adata.n_vars:,} genes of {_section_names(sections)}."]
+    named = "one section" if sections[0] == _keys.LIBRARY else f"section {sections[0]}"
+    if len(sections) > 1:
+        named = f"{len(sections)} sections ({', '.join(sections[:4])}{', ...' if len(sections) > 4 else ''})"
+    out = [f"{adata.n_obs:,} observations (spots or cells) and {adata.n_vars:,} genes of {named}."]
     slot = adata.uns.get(key)
     if key in adata.obs and isinstance(slot, Mapping):
         out.append(_segments(adata, key, params_of(slot), slot))
@@ -48,12 +51,6 @@ def findings(
     if "tl.compare" in calls and _keys.COMPARE in adata.uns:
         out.append(_conditions(adata.uns[_keys.COMPARE], adata.uns[f"{_keys.COMPARE}_params"]))
     return out
-
-
-def _section_names(sections: Sequence[str]) -> str:
-    if len(sections) > 1:
-        return f"{len(sections)} sections ({', '.join(sections[:4])}{', ...' if len(sections) > 4 else ''})"
-    return "one section" if sections[0] == _keys.LIBRARY else f"section {sections[0]}"
 
 
 def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping[str, Any]) -> str:

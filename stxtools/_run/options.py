@@ -38,23 +38,12 @@ class Option(NamedTuple):
     help: str
 
 
-_TABLE = Option("str | None", None, "write the table as CSV, too")
+# by command: options that are no parameters of its functions
+_EXTRA: dict[str, dict[str, Option]] = {
+    command: {name: Option(*option) for name, option in options.items()}
+    for command, options in json.loads(Path(__file__).with_name("options.json").read_text("utf-8")).items()
+}
 CSV = {"biomarkers": "table", "compare": "table", "targets": "csv"}  # the option of a step that names the CSV file
-_QUIET = Option("bool", False, "neither progress bar nor a line for each step")
-_RUN = {
-    "input": Option(
-        "Sequence[str]", (), ".h5ad files or .zarr folders; several are joined on their shared genes, and the column "
-        "of --library-key (default: library) names the file; default: generated tissue",
-    ),
-    "library_key": Option("str | bool | None", None, "obs column that names the section"),
-    "groupby": Option(
-        "str | None", None, "obs column to find biomarkers for (default: the segments; of generated tissue: disease)"
-    ),
-    "max_memory": Option("float | None", None, "GB for the dense working arrays of a step (default: 2)"),
-    "out": Option("str", "demo", "where to write"),
-    "overwrite": Option("bool", False, "replace the results in --out once the new ones are complete"),
-    "resume": Option("bool", False, "go on with the unfinished run in --out (or start, if there is none)"),
-}  # fmt: skip
 # the calls of a run, and their options beside the common ones
 CALLS = {
     "segment": ("library_key", "n_segments", "labels_key", "model", "save_model", "pretrained", "use_rep", "image_key",
@@ -74,10 +63,10 @@ def function_of(step: str) -> Callable[..., None]:
 
 def options_of(command: str) -> dict[str, Option]:
     """Return the options of a command: the parameters of its functions, and those of the command line."""
-    extra = {"quiet": _QUIET} | ({CSV[command]: _TABLE} if command in CSV else {})
+    extra = _EXTRA["all"] | _EXTRA.get(command, {})
     if command == "run":
         steps = [(options_of(step), (*COMMON, *CALLS[step])) for step in reversed(CALLS)]
-        return {name: o for options, names in steps for name, o in options.items() if name in names} | _RUN | extra
+        return {name: o for options, names in steps for name, o in options.items() if name in names} | extra
     descriptions = _descriptions(function_of(command))
     parameters = inspect.signature(function_of(command)).parameters
     return extra | {
@@ -88,23 +77,18 @@ def options_of(command: str) -> dict[str, Option]:
 
 def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
     """Return the description of each parameter, from the docstring."""
+    from stxtools._docs import described_parameters
+
     section = (inspect.getdoc(function) or "").partition("Parameters\n----------\n")[2].partition("\n\n")[0]
-    out: dict[str, str] = {}
-    names: list[str] = []
-    for line in section.splitlines():
-        if line.startswith(" "):
-            plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", line.strip()).replace("``", "")
-            out |= {name: f"{out.get(name, '')} {plain}".strip() for name in names}
-        else:
-            names = line.split(", ")
-    return out
+    plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", section).replace("``", "")
+    return {name: " ".join(map(str.strip, lines)) for name, (_, *lines) in described_parameters(plain).items()}
 
 
 def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of a command, without defaults: those would hide the values in the file."""
     for name, option in options_of(command).items():
         text = option.help.replace("%", "%%")
-        if option.default not in (None, (), inspect.Parameter.empty) and not isinstance(option.default, bool):
+        if option.default not in (None, [], inspect.Parameter.empty) and not isinstance(option.default, bool):
             text += f" (default: {option.default})"
         common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         group = parser.add_mutually_exclusive_group()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components, dijkstra
+from scipy.stats import rankdata
 
 from stxtools._types import Csr, Floats, Ints
 
@@ -29,9 +30,7 @@ def spatial_blocks(xy: Floats, n_blocks: int) -> Ints:
 
 
 def _quantile_bin(values: Floats, n_bins: int) -> Ints:
-    rank = np.empty(len(values), dtype=np.int64)
-    rank[np.argsort(values, kind="stable")] = np.arange(len(values))
-    return rank * n_bins // max(len(values), 1)
+    return (rankdata(values, method="ordinal").astype(np.int64) - 1) * n_bins // max(len(values), 1)
 
 
 def assign_parts(unit: Ints, n_parts: int, rng: np.random.Generator) -> Ints:

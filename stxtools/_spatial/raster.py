@@ -6,7 +6,7 @@ columns. Every module that reads pixel indices of a hexagonal raster relies on t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -93,6 +93,14 @@ def split_rows(codes: Ints, n_libraries: int) -> list[Ints]:
     return np.split(np.argsort(codes, kind="stable"), ends)
 
 
+def join_rows(parts: Sequence[Array], rows: Sequence[Ints]) -> Array:
+    """Concatenate the parts of :func:`split_rows` in the order of all rows."""
+    out = np.empty((sum(map(len, rows)), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for index, part in zip(rows, parts, strict=True):
+        out[index] = part
+    return out
+
+
 def rasterize(
     xy: Floats, *, array: Array | None = None, lattice: Kind = "auto", pixel_size: float | None = None
 ) -> tuple[Pixels, RasterGrid]:
@@ -104,9 +112,7 @@ def rasterize(
                 f"`pixel_size={pixel_size}` and `lattice={lattice!r}` cannot be combined: a lattice has its own "
                 "spacing. Leave one of them out."
             )
-        if not (np.isfinite(pixel_size) and pixel_size > 0):
-            raise ValueError(f"`pixel_size={pixel_size}` must be a positive number, in units of the coordinates.")
-        return _bin(xy, float(pixel_size))
+        return _bin(xy, pixel_size)
     if lattice != "scattered":
         fitted = fit_lattice(xy, array, lattice)
         if fitted is not None:
@@ -155,7 +161,7 @@ def _from_array(xy: Floats, array: Array, kind: Kind) -> tuple[Ints, RasterGrid]
     if not np.isfinite(array).all() or (array != np.rint(array)).any():
         return None
     grid = array.astype(np.int64)
-    if _has_duplicates(grid) or not _matches_space(xy, grid):
+    if pd.DataFrame(grid).duplicated().any() or not _matches_space(xy, grid):
         return None
     grid = grid - grid.min(axis=0)
     grid //= np.maximum(np.gcd.reduce(grid, axis=0), 1)
@@ -172,10 +178,6 @@ def _from_array(xy: Floats, array: Array, kind: Kind) -> tuple[Ints, RasterGrid]
         candidates += [("hex", _from_doubled_columns(d)) for d in doubled]
     best, index = min(candidates, key=lambda candidate: _distortion(xy, *candidate))
     return None if kind == "hex" != best else _build(xy, index, best)
-
-
-def _has_duplicates(index: Ints) -> bool:
-    return bool(pd.DataFrame(index).duplicated().any())
 
 
 def _matches_space(xy: Floats, grid: Ints) -> bool:
@@ -279,7 +281,7 @@ def _index_from_middle(xy: Floats, basis: Floats, spacing: float) -> Ints:
 def _build(xy: Floats, index: Ints, kind: str, *, checked: bool = False) -> tuple[Ints, RasterGrid] | None:
     """Fit the affine map from lattice to space; None for doubled pixels or, if ``checked``, for a poor fit."""
     index = index - index.min(axis=0)
-    if _has_duplicates(index):
+    if pd.DataFrame(index).duplicated().any():
         return None
     position = _lattice_xy(index, kind)
     mean, centred = position.mean(axis=0), xy - xy.mean(axis=0)

@@ -42,9 +42,9 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | boo
     """
     check_adata(adata, unique_vars=False)
     check_in(adata, "obs", key, "key", "Run `st.tl.segment(adata)` first.")
-    libs = None if library_key is None else libraries(adata, library_key)
-    names, codes = ([""], np.zeros(adata.n_obs, dtype=int)) if libs is None else (libs.names, libs.codes)
-    frame = pd.DataFrame({"library": pd.Categorical.from_codes(codes, names)})
+    by_section = library_key is not None and library_key is not False
+    libs = libraries(adata, library_key if by_section else False)
+    frame = pd.DataFrame({"library": pd.Categorical.from_codes(libs.codes, libs.names)})
     frame["segment"] = class_column(adata, key, "key").array
     confidence = adata.obs.get(_keys.confidence(key))
     if confidence is not None:
@@ -54,7 +54,7 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | boo
     out["share"] = out["n_obs"] / out.groupby("library", observed=False)["n_obs"].transform("sum").clip(lower=1)
     if confidence is not None:
         out["confidence"] = groups["confidence"].mean().to_numpy()
-    return out.astype({"library": str}) if libs is not None else out.drop(columns="library")
+    return out.astype({"library": str}) if by_section else out.drop(columns="library")
 
 
 @documented

@@ -21,7 +21,7 @@ from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._files import readable, write_text
-from stxtools._slots import Slots, categorical, check_free, provenance
+from stxtools._slots import Slots, categorical, free_key, provenance
 from stxtools._spatial.points import typical_spacing
 from stxtools._types import Floats, Ints
 from stxtools._validate import (
@@ -29,7 +29,6 @@ from stxtools._validate import (
     categories,
     check_adata,
     check_class_names,
-    check_key_added,
     coordinates,
     libraries,
     spatial_entry,
@@ -65,8 +64,6 @@ def read_annotations(
         ``tissue_hires_scalef`` for the hires image, 1 / 0.2125 for QuPath on a Xenium image (coordinates in microns).
         For an image that is also rotated or shifted, such as an H&E registered to Xenium, put the pixels of the
         observations into ``obsm``, and name them with ``spatial_key``.
-    library_key
-        Column of ``obs`` with the section of each observation; needed if there are several sections.
 
     Returns
     -------
@@ -80,8 +77,7 @@ def read_annotations(
     >>> st.tl.segment(adata, labels_key="annotation")  # doctest: +SKIP
     """
     check_adata(adata, unique_vars=False)
-    key = check_key_added(key_added, "annotation")
-    check_free(adata, "io.read_annotations", obs=[key], uns=[key])
+    key = free_key(adata, "io.read_annotations", key_added, "annotation", obs=[""], uns=[""])
     scale = check_number("scale", scale, minimum=_MIN_SCALE)
     libs, rows = _section_rows(adata, library, library_key)
     path = check_path("path", path)
@@ -137,8 +133,6 @@ def write_annotations(
         Section to write, if there are several.
     scale
         Pixels of the image per unit of ``obsm[spatial_key]``, as in :func:`read_annotations`.
-    library_key
-        Column of ``obs`` with the section of each observation; needed if there are several sections.
 
     Returns
     -------

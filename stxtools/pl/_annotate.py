@@ -60,9 +60,6 @@ def annotate(
         Key of the segments, the ``key_added`` of :func:`stxtools.tl.segment`.
     spatial_key
         Key of ``obsm`` with the spatial coordinates (x, y).
-    library_key
-        Column of ``obs`` with the section of each observation; by default the one that existing segments were computed
-        with. ``False``: all observations are one section.
     segment_params
         Further arguments of :func:`stxtools.tl.segment`, such as ``{"use_rep": "X_pca"}``.
 

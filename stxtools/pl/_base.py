@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -45,7 +45,7 @@ def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
         if args:  # `documented` hands `adata` on by position
             check_adata(args[0], unique_vars=False)
         for name, check in _CHECKS.items():
-            if name in kwargs:
+            if name in kwargs and not (kwargs[name] is None and name in _NONE_ALLOWED):
                 check(kwargs[name])
         if kwargs.get("ax") is not None and kwargs.get("figsize") is not None:
             raise ValueError("`figsize` is the size of a new figure; omit it, or omit `ax`.")
@@ -68,15 +68,15 @@ def save_or_show(
     figure = axes[0].figure.canvas.figure  # of an Axes in a sub-figure, the whole
     if figsize is not None:
         figure.set_size_inches(figsize)  # a legend has made it wider
-    if save is None and ax is None:
-        scanpy = sys.modules.get("scanpy")  # settings of a scanpy that was not imported are its defaults
-        save = scanpy is not None and bool(scanpy.settings.autosave)
+    if save is None and ax is None and "scanpy" in sys.modules:  # else its settings are the defaults
+        save = bool(_scanpy_settings().autosave)
     if save not in (None, False):
         _save(figure, name, save)
     for adata, key, chosen in colors:
         store_colors(adata, key, chosen)
     if show is None:
-        show = ax is None and _can_show()
+        can_show = plt.get_backend().lower() not in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+        show = ax is None and can_show and bool(_scanpy_settings().autoshow)
     if show:
         plt.show()
     if save not in (None, False) and ax is None:  # as scanpy does: a loop over many plots leaves no figures open
@@ -95,21 +95,16 @@ def store_colors(adata: AnnData, key: str, colors: Mapping[str, str]) -> None:
         adata.uns[slot] = new
 
 
-def _can_show() -> bool:
-    """Return whether a figure is shown by default: the backend can, and scanpy's settings allow it."""
-    if plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
-        return False
+def _scanpy_settings() -> Any:
     from scanpy import settings
 
-    return bool(settings.autoshow)
+    return settings
 
 
 def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None) -> None:
-    from scanpy import settings
-
     path = Path(save).expanduser() if isinstance(save, os.PathLike) else None
     if path is None:
-        text = "" if save is True else str(save)
+        text, settings = "" if save is True else str(save), _scanpy_settings()
         ending = Path(text).suffix
         if ending[1:] not in figure.canvas.get_supported_filetypes():
             ending = f".{settings.file_format_figs}"
@@ -119,8 +114,6 @@ def _save(figure: Any, name: str, save: bool | str | os.PathLike[str] | None) ->
 
 
 def _check_axes(ax: Any) -> None:
-    if ax is None:
-        return
     if not isinstance(ax, Axes):
         hint = " One of them is, such as `ax=axes[0]`." if isinstance(ax, (list, tuple, np.ndarray)) else ""
         raise TypeError(f"`ax` must be a matplotlib Axes, such as `plt.subplots()[1]`, not {type(ax).__name__}.{hint}")
@@ -131,8 +124,6 @@ def _check_axes(ax: Any) -> None:
 
 
 def _check_figsize(figsize: Any) -> None:
-    if figsize is None:
-        return
     if not isinstance(figsize, (tuple, list, np.ndarray)) or len(figsize) != 2:
         raise TypeError(f"`figsize` must be (width, height) in inches, not {figsize!r}.")
     for side in figsize:
@@ -149,10 +140,11 @@ def _check_save(save: Any) -> None:
 
 
 def _check_type(name: str, value: Any, types: tuple[type, ...], allowed: str) -> None:
-    if value is not None and not isinstance(value, types):
+    if not isinstance(value, types):
         raise TypeError(f"`{name}` must be {allowed}, not {value!r}.")
 
 
+_NONE_ALLOWED = frozenset({"figsize", "ax", "show", "save", "title", "img"})
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "figsize": _check_figsize,
     "ax": _check_axes,
@@ -177,11 +169,10 @@ def params_of(slot: Any) -> dict[str, Any]:
 
 
 def numeric_table(
-    adata: AnnData, key: Any, part: str | None, columns: Sequence[str], call: str, what: str,
-    others: Set[str] = frozenset(),
-) -> pd.DataFrame:  # fmt: skip
+    adata: AnnData, key: Any, part: str | None, columns: Sequence[str], call: str, what: str, *others: str
+) -> pd.DataFrame:
     """Return the table ``uns[key]`` or ``uns[key][part]``, checked to have numbers in ``columns``, and ``others``."""
-    table = stored_table(adata, key, others, what, call, part)
+    table = stored_table(adata, key, set(others), what, call, part)
     check_numeric(table, columns, f"adata.uns[{key!r}]" + ("" if part is None else f"[{part!r}]"), call)
     return table
 
@@ -199,39 +190,34 @@ def check_numeric(table: pd.DataFrame, columns: Sequence[str], where: str, call:
 
 def panels(
     names: Sequence[str], title: str | None, ax: Axes | None, what: str, width: float, height: float, *,
-    choose: str | None = None, **layout: Any,
+    choose: str | None = None, bottom: float = 0.0, ncols: int = 4, figsize: tuple[float, float] | None = None,
 ) -> list[Axes]:  # fmt: skip
-    """Return one Axes with a title for each name: those of a new figure, or the caller's, for a single panel."""
-    if ax is not None and len(names) > 1:
+    """Return an Axes of ``width`` x ``height`` inches with a title for each name: of a new figure, or the caller's."""
+    n = len(names)
+    if ax is not None and n > 1:
         choose = choose or f"`{what}={names[0]!r}`"
-        raise ValueError(f"`ax` takes one {what}, but there are {len(names)} ({listing(names)}); choose one with "
+        raise ValueError(f"`ax` takes one {what}, but there are {n} ({listing(names)}); choose one with "
                          f"{choose}, or omit `ax`.")  # fmt: skip
     titles = [_legend.label_text(name) for name in names]
     if title is not None:
-        titles = [title] if len(names) == 1 else [f"{title}: {name}" for name in titles]
-    axes = [ax] if ax is not None else grid(len(names), max(width, _legend.text_width(titles) + 0.2), height, **layout)
-    for axis, text in zip(axes, titles, strict=True):
+        titles = [title] if n == 1 else [f"{title}: {name}" for name in titles]
+    axes: list[Any] = [ax]
+    if ax is None:
+        if n > PANELS_MAX:
+            raise ValueError(f"{n} panels are too many for one figure (at most {PANELS_MAX}); select sections, groups "
+                             "or genes at a time.")  # fmt: skip
+        rows = -(-n // ncols)
+        cols = -(-n // rows)
+        size = (cols * max(width, _legend.text_width(titles) + 0.2), rows * height + bottom)
+        size = size if figsize is None else figsize
+        figure, subplots = plt.subplots(rows, cols, figsize=size, squeeze=False, layout="compressed")
+        axes = list(subplots.ravel())
+        for spare in axes[n:]:
+            figure.delaxes(spare)
+    for axis, text in zip(axes, titles, strict=False):
         if text:
             axis.set_title(text, fontsize="medium")
-    return axes
-
-
-def grid(
-    n: int, width: float, height: float, *, bottom: float = 0.0, ncols: int = 4,
-    figsize: tuple[float, float] | None = None,
-) -> list[Axes]:  # fmt: skip
-    """Return ``n`` Axes of a new figure in a grid, each of ``width`` x ``height`` inches by default."""
-    if n > PANELS_MAX:
-        raise ValueError(f"{n} panels are too many for one figure (at most {PANELS_MAX}); select sections, groups "
-                         "or genes at a time.")  # fmt: skip
-    rows = -(-n // ncols)
-    cols = -(-n // rows)
-    size = (cols * width, rows * height + bottom) if figsize is None else figsize
-    figure, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout="compressed")
-    flat = list(axes.ravel())
-    for spare in flat[n:]:
-        figure.delaxes(spare)
-    return flat[:n]
+    return axes[:n]
 
 
 def label_axes(ax: Axes, xlabel: str = "", ylabel: str = "") -> None:

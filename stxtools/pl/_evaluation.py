@@ -53,7 +53,7 @@ def history(
     >>> ax = st.pl.history(adata)
     """
     call, columns = _CALLS.get(str(key), _CALLS[_keys.SEGMENT]), ["epoch", "loss", "val_loss"]
-    table = _base.numeric_table(adata, key, "history", columns, call, "training curve", {"stage"})
+    table = _base.numeric_table(adata, key, "history", columns, call, "training curve", "stage")
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]['history']` is empty: nothing was trained in that call.")
     stages = list(pd.unique(table["stage"].astype(str)))
@@ -143,7 +143,7 @@ def sensitivity(
     if not isinstance(x, str) or not isinstance(y, str) or x == y:
         raise ValueError(f"`x` and `y` must be the names of two parameters, not {x!r} and {y!r}.")
     call = "st.tl.tune(adata, 'weights', ...)"
-    trials = _base.numeric_table(adata, key, "trials", ["value"], call, "trials", {"state"})
+    trials = _base.numeric_table(adata, key, "trials", ["value"], call, "trials", "state")
     absent = [c for c in (x, y) if c not in trials]
     if absent:
         raise KeyError(f"{listing(absent)} is not in `adata.uns[{key!r}]['trials']`; it has {listing(trials.columns)}.")
@@ -281,8 +281,8 @@ def attention_fidelity(
     check_choice("unit", unit, ("edges", "regions", None))
     if ax is not None and unit is None:
         raise ValueError("`ax` takes a single panel; pass `unit='edges'` or `unit='regions'`, or omit `ax`.")
-    call, columns = "st.tl.attention_fidelity(adata, model)", {"unit", "mode", "method"}
-    table = _base.numeric_table(adata, key, "table", ["share", "change"], call, "fidelity of attention", columns)
+    call, columns = "st.tl.attention_fidelity(adata, model)", ("unit", "mode", "method")
+    table = _base.numeric_table(adata, key, "table", ["share", "change"], call, "fidelity of attention", *columns)
     verbs = {"remove": "removed", "keep": "kept"} if ax is None else {"remove": "removed"}
     units = ("edges", "regions") if unit is None else (unit,)
     shown = {f"{u} {verb}": (u, mode) for u in units for mode, verb in verbs.items()}

@@ -71,11 +71,20 @@ def normalize(
     n_top_genes = check_int("n_top_genes", n_top_genes, minimum=1)
     n_comps = check_int("n_comps", n_comps, minimum=1)
     random_state = check_seed(random_state)
-    if target_sum is not None and check_number("target_sum", target_sum) <= 0:
-        raise ValueError(f"`target_sum={target_sum}` must be positive.")
+    if target_sum is not None:
+        check_number("target_sum", target_sum, above=0)
     if adata.isbacked:
         raise ValueError("`adata` is backed by a file; load it first with `adata = adata.to_memory()`.")
-    source = _read_counts(adata, layer)
+    source = Expression(adata, layer, in_memory=False)
+    if source.scale == "log":
+        raise ValueError(
+            f"`adata.{source.source}` is not raw: its values range from {source.summary.minimum:g} to "
+            f"{source.summary.maximum:g} and are not integers, so it has been log-normalised already. Put raw counts "
+            "into `adata.layers['counts']` or name their `layer`; without counts, skip this call: `stxtools.tl` reads "
+            "log values as they are."
+        )
+    if source.summary.maximum == 0:
+        raise ValueError("No gene is expressed in any observation; there is nothing to normalise.")
     sections = None if library_key is None else libraries(adata, library_key).codes
     stage("normalising")
     if is_dask(source.matrix):
@@ -121,20 +130,6 @@ def normalize(
     if _keys.COUNTS not in adata.layers:
         slots.layers[_keys.COUNTS] = source.stored.copy()
     return slots.write(adata, copy)
-
-
-def _read_counts(adata: AnnData, layer: str | None) -> Expression:
-    source = Expression(adata, layer, in_memory=False)
-    if source.scale == "log":
-        raise ValueError(
-            f"`adata.{source.source}` is not raw: its values range from {source.summary.minimum:g} to "
-            f"{source.summary.maximum:g} and are not integers, so it has been log-normalised already. Put raw counts "
-            "into `adata.layers['counts']` or name their `layer`; without counts, skip this call: `stxtools.tl` reads "
-            "log values as they are."
-        )
-    if source.summary.maximum == 0:
-        raise ValueError("No gene is expressed in any observation; there is nothing to normalise.")
-    return source
 
 
 def _log_normalize_dask(matrix: Any, depth: Floats, target: float) -> Any:

@@ -10,9 +10,9 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
-from stxtools._slots import Slots, check_free, provenance
+from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.raster import rasterize_libraries
-from stxtools._validate import array_positions, check_adata, check_key_added, check_number, fingerprint
+from stxtools._validate import array_positions, check_adata, check_number, fingerprint
 
 
 @documented
@@ -44,9 +44,8 @@ def rasterize(
     """
     check_adata(adata, unique_vars=False, copy=copy)
     if pixel_size is not None:
-        pixel_size = check_number("pixel_size", pixel_size)
-    key = check_key_added(key_added, _keys.RASTER)
-    check_free(adata, "pp.rasterize", obsm=[key], uns=[key])
+        pixel_size = check_number("pixel_size", pixel_size, above=0)
+    key = free_key(adata, "pp.rasterize", key_added, _keys.RASTER, obsm=[""], uns=[""])
     where = Geometry(adata, spatial_key, library_key, raster=False)
     xy, sections = where.xy, where.libs
     if pixel_size is not None and pixel_size > np.ptp(xy, axis=0).max() > 0:

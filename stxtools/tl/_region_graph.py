@@ -43,7 +43,8 @@ def region_graph(
     """Split compartments into connected regions and build the adjacency graph of the regions.
 
     A region is a set of observations of one compartment and one section that are connected through spatial
-    neighbours. The result is an AnnData with one row per region, which scanpy and squidpy functions accept.
+    neighbours; no edge crosses sections. The result is an AnnData with one row per region, which scanpy and squidpy
+    functions accept.
 
     Parameters
     ----------
@@ -55,9 +56,6 @@ def region_graph(
     connectivity_key
         Key of ``obsp`` with spatial neighbours, such as squidpy's ``"spatial_connectivities"``. By default lattice
         neighbours, or for scattered cells a Delaunay triangulation without long edges.
-    library_key
-        Column of ``obs`` with the section of each observation; by default that of the call that wrote
-        ``segment_key``. Regions and edges never cross sections. ``False``: all observations are one section.
     key_added
         Key of ``uns`` for the AnnData; by default ``"regions"``. Regions are then in ``obs["{key_added}_region"]``.
 

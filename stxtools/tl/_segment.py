@@ -17,7 +17,7 @@ from stxtools import _keys
 from stxtools._checks import check_bool, check_int, check_number, check_seed, check_writable, listing
 from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.features import GeneNames, check_genes, model_features, training_features
-from stxtools._data.sections import N_IMAGE_FEATURES, Geometry, Images, make_sections
+from stxtools._data.sections import N_IMAGE_FEATURES, Geometry, image_frame, make_sections, with_image_features
 from stxtools._docs import documented
 from stxtools._lazy import importing
 from stxtools._progress import FEATURES, progress_bar, stage
@@ -116,7 +116,7 @@ def segment(
         obsm=[_keys.proba(key), unet_key], uns=[key],
     )  # fmt: skip
 
-    where, images, known = Geometry(adata, spatial_key, library_key), Images(adata), GeneNames(adata)
+    where, known = Geometry(adata, spatial_key, library_key), GeneNames(adata)
     if model is None and pretrained is None:
         read = training_features(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
         stage("loading PyTorch")
@@ -126,9 +126,12 @@ def segment(
         fitted.use_rep, fitted.projection, fitted.image_key = read.name, read.projection, image_key
     else:
         fitted = _given_segmenter(model, pretrained, params, image_key)
-        names, n_others = _transfer_names(known, fitted), 0 if fitted.image_key is None else N_IMAGE_FEATURES
+        names, n_others = None, 0 if fitted.image_key is None else N_IMAGE_FEATURES
+        if fitted.gene_classifier is not None:  # which reads genes by name
+            names = known.matched(fitted.read_genes, fitted.ids)
+            check_genes(fitted.gene_classifier.moments.genes, names, enough=fitted.gene_classifier.max_genes)
         read = model_features(adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None)
-    sections = make_sections(images.append_features(read.values, where, fitted.image_key), where)
+    sections = make_sections(with_image_features(read.values, adata, where, fitted.image_key), where)
 
     genes: Any = None
     if model is None:
@@ -159,7 +162,7 @@ def segment(
         fitted.save(save_model)
 
     slots = _make_slots(
-        fitted, results, where, images if spatial_key == _keys.SPATIAL else None, key=key, unet_key=unet_key,
+        fitted, results, where, adata if spatial_key == _keys.SPATIAL else None, key=key, unet_key=unet_key,
         kept=_label_codes(labels, labels_key, fitted.classes) if keep_labels and labels is not None else None,
         abstain_below=abstain_below, trained=model is None,
     )  # fmt: skip
@@ -233,15 +236,6 @@ def _continued_params(start: Segmenter, params: SegmenterParams | Mapping[str, A
     return continued
 
 
-def _transfer_names(known: GeneNames, fitted: Segmenter) -> list[str] | None:
-    """Return the gene names that the model uses, checked to be enough; None if it learned no genes by name."""
-    if fitted.gene_classifier is None:
-        return None
-    names = known.matched(fitted.read_genes, fitted.ids)
-    check_genes(fitted.gene_classifier.moments.genes, names, enough=fitted.gene_classifier.max_genes)
-    return names
-
-
 def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str]) -> Ints:
     """Return the index of each observation's label in ``classes``, -1 without a label."""
     if unknown := [name for name in labels.names if name not in classes]:
@@ -254,7 +248,7 @@ def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str])
 
 
 def _make_slots(
-    fitted: Segmenter, results: Sequence[Segmentation], where: Geometry, images: Images | None, *,
+    fitted: Segmenter, results: Sequence[Segmentation], where: Geometry, images: AnnData | None, *,
     key: str, unet_key: str, kept: Ints | None, abstain_below: float | None, trained: bool,
 ) -> Slots:  # fmt: skip
     """Return classes (labels where ``kept``), probabilities, features, and ``uns[key]`` without ``params``."""
@@ -290,12 +284,12 @@ def _make_slots(
     return slots
 
 
-def _masks(values: Array, where: Geometry, images: Images | None) -> dict[str, dict[str, Any]]:
+def _masks(values: Array, where: Geometry, images: AnnData | None) -> dict[str, dict[str, Any]]:
     out = {}
     for name, grid, rows, spacing in zip(where.libs.names, where.grids, where.parts, where.spacings, strict=True):
         reach = REACH_SCATTERED if grid.lattice == "scattered" else REACH
         xy = where.xy[rows]
-        frame = images.frame(name, xy, spacing) if images is not None else None
+        frame = None if images is None else image_frame(images, name, xy, spacing)
         frame = frame or tissue_frame(xy, spacing, margin=reach)
         out[name] = {
             "image": render_mask(xy, values[rows], spacing, frame, reach=reach), "scale": frame.scale,

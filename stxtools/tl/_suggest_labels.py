@@ -35,9 +35,6 @@ def suggest_labels(
         Key of the segments, the ``key_added`` of :func:`segment`.
     labels_key
         Column of ``obs`` with the existing labels; by default the one that :func:`segment` used, if any.
-    library_key
-        Column of ``obs`` with the section of each observation; by default the one that :func:`segment` used.
-        ``False``: all observations are one section.
 
     Examples
     --------
