@@ -1,7 +1,4 @@
-"""Every AnnData key that the package reads or writes by default.
-
-``key_added`` replaces the base name of a call's outputs, from which the functions below derive the others.
-"""
+"""Every AnnData key that the package reads or writes by default."""
 
 from __future__ import annotations
 
@@ -70,7 +67,7 @@ RESERVED = frozenset({
     DESCRIBE, X_PCA, X_UNET, X_GNN, EVALUATION, TUNE, "log1p", "pca",
 })  # fmt: skip
 
-# names that a call derives from a key
+# names that a call derives from its key, the default one or ``key_added``
 proba = "{}_proba".format  # obsm: class probabilities
 confidence = "{}_confidence".format  # obs: probability of the predicted class
 mask_id = "{}_id".format  # obs: value that the observation's class has in the mask image

@@ -1,8 +1,4 @@
-"""One progress bar for each public call.
-
-A public call opens the bar (:func:`progress_bar`). The slow parts inside it (:func:`stage`, :func:`progress`) move the
-bar through their shares of the time. Outside any call, :func:`progress` opens a bar.
-"""
+"""One progress bar for each public call, which the slow parts inside it move through their shares of the time."""
 
 from __future__ import annotations
 

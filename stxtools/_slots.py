@@ -1,8 +1,4 @@
-"""Writing results: all slots of a call at its end or none, and never over results of another call or the user.
-
-Every call lists its slots in the ``params`` of its entry in ``uns``, and replaces only these. A slot is named by its
-path, ``("obs", "segment")`` or ``("uns", "regions", "obsm", "X_gnn")``, which the lists join by ``/``.
-"""
+"""Writing results: all slots of a call at its end or none, and never over results of another call or the user."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ from ._types import Array, Bools, Ints
 from ._validate import check_key_added
 from ._version import __version__
 
-Path = tuple[str, ...]
+Path = tuple[str, ...]  # of a slot, such as ("uns", "regions", "obsm", "X_gnn"); lists of slots join it by "/"
 
 _MISSING = object()
 _CONTAINERS = ("obs", "var", "obsm", "varm", "obsp", "layers", "uns")

@@ -1,8 +1,4 @@
-"""Row chunks of a matrix in memory, in a file (backed) or in a dask array, and summaries of its values.
-
-Chunks of a dask array are computed by the user's :class:`dask.distributed.Client`, else by dask's own scheduler; with a
-client, so are chunks of a backed matrix. Functions of a chunk should return something small.
-"""
+"""Row chunks of a matrix in memory, in a file (backed) or in a dask array, and summaries of its values."""
 
 from __future__ import annotations
 
@@ -72,7 +68,10 @@ def rows_per_chunk(n_vars: int) -> int:
 
 
 def map_row_chunks(matrix: Any, function: ChunkFunction[T], *, max_pending: int | None = None) -> Iterator[T]:
-    """Yield results of a picklable ``function``, at most ``max_pending`` of a dask array (default: all) at a time."""
+    """Yield the small results of a picklable ``function``, at most ``max_pending`` of a dask array at a time.
+
+    A dask array is computed by the user's :class:`dask.distributed.Client`, else by dask; with a client, so is a file.
+    """
     if is_backed(matrix):
         matrix = to_csr(matrix) if getattr(matrix, "format", "csr") == "csc" else _dask_if_client(matrix)
     if is_dask(matrix):
@@ -140,7 +139,7 @@ class MatrixSummary(NamedTuple):
 
     @property
     def scale(self) -> str:
-        """``"counts"``, ``"linear"``, ``"log"`` or ``"scaled"``."""
+        """``"counts"`` (integers), ``"linear"`` (above 30, or equal depths), ``"scaled"`` (negative) or ``"log"``."""
         if self.minimum < 0:
             return "scaled"
         if self.integers:

@@ -1,10 +1,4 @@
-"""Which matrix of an AnnData holds expression, and on which scale, judged by all of its values.
-
-* ``counts``: non-negative integers;
-* ``linear``: non-negative, with a maximum above 30 or equal depths of all observations;
-* ``log``: other non-negative values;
-* ``scaled``: some are negative. These are not expression, so ``adata.raw`` is tried.
-"""
+"""The matrix of an AnnData that holds expression: found, read and brought to logarithms."""
 
 from __future__ import annotations
 
@@ -102,7 +96,7 @@ class Expression:
 
     @property
     def scale(self) -> str:
-        """``"counts"``, ``"linear"``, ``"log"`` or ``"scaled"``."""
+        """The scale of the values, as :attr:`MatrixSummary.scale`."""
         return self.summary.scale
 
     @property

@@ -1,8 +1,4 @@
-"""From coordinates to pixels: of the lattice that the observations form, or of bins by their density.
-
-Pixels of a hexagonal lattice are in *odd-r offset* coordinates: odd rows are shifted by half a pixel along the
-columns. Every module that reads pixel indices of a hexagonal raster relies on that.
-"""
+"""From coordinates to pixels: of the lattice that the observations form, or of bins by their density."""
 
 from __future__ import annotations
 
@@ -21,7 +17,8 @@ from stxtools._types import Array, Floats, Ints
 from .points import typical_spacing
 
 Kind = Literal["auto", "hex", "square", "scattered"]
-Pixels = NDArray[np.int32]  # (n, 2) row and column
+# (n, 2) row and column; odd rows of a hexagonal lattice lie half a pixel further, on which all readers rely
+Pixels = NDArray[np.int32]
 
 _OCCUPANCY = 2.0  # scattered observations per pixel
 _MAX_AREA, _MAX_AREA_PER_OBS = 2**24, 1000  # pixels of a raster: a constant, and as many for each observation

@@ -1,7 +1,4 @@
-"""Anatomy of synthetic tissue: random fields, the lattice within an outline, compartments and lesions.
-
-Positions are in the frame of the tissue: centre at 0, the edge at about 1.
-"""
+"""Anatomy of synthetic tissue: random fields, the lattice within an outline, compartments and lesions."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from scipy.stats import rankdata
 
 from stxtools._types import Bools, Floats, Ints
 
-_HALF_WIDTH = 1.8  # of the grid, beyond the tissue (about -1 ... 1): its edges wrap around
+_HALF_WIDTH = 1.8  # of the grid, beyond the tissue (centre 0, edge at about 1): its edges wrap around
 _GRID = 256
 _ISLAND_SHARE = 0.15  # of the tissue's area, for each kind of island
 _LESION_SHARE = 0.3
