@@ -14,11 +14,9 @@ from matplotlib.axes import Axes
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from stxtools import _keys
+from stxtools import _keys, get
 from stxtools._checks import check_choice, check_int, check_names, listing
 from stxtools._types import Floats
-from stxtools.get import biomarkers as get_biomarkers
-from stxtools.get import describe as get_describe
 
 from . import _base, _legend
 from ._legend import DOWN, UP
@@ -111,7 +109,7 @@ def _tested_groups(
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Return the table of the given groups, by default of all, and the rows of each."""
     check_int("n_genes", n_genes, minimum=1, maximum=_GENES_MAX)
-    table = get_biomarkers(adata, group, gene_symbols=gene_symbols, key=key)
+    table = get.biomarkers(adata, group, gene_symbols=gene_symbols, key=key)
     if gene_symbols is not None:
         table["names"] = table[gene_symbols]
     if table.empty:
@@ -255,7 +253,7 @@ def describe(
     >>> ax = st.pl.describe(adata, "contact")
     """
     n_top = check_int("n_top", n_top, minimum=1)
-    table = get_describe(adata, kind, group=group, key=key)
+    table = get.describe(adata, kind, group=group, key=key)
     where = f"adata.uns[{f'{key}_evidence'!r}]"
     _base.check_numeric(table, ["scores", "pvals_adj"], where, "st.tl.describe(adata, ...)")
     partner = table["partner"].astype(str)

@@ -12,13 +12,10 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
 
-from stxtools import _keys
+from stxtools import _keys, get
 from stxtools._checks import check_choice, check_int
 from stxtools._types import Array, Ints
 from stxtools._validate import check_in
-from stxtools.get import compare as get_compare
-from stxtools.get import track as get_track
-from stxtools.get import trends as get_trends
 
 from . import _base, _legend
 from ._legend import DOWN, MISSING, NEITHER, UP, category_codes, colors_of, rgba
@@ -59,7 +56,7 @@ def compare(
     >>> axes = st.pl.compare(adata)
     """
     n_top = check_int("n_top", n_top, minimum=1, maximum=_COMPARED_MAX)
-    table = get_compare(adata, kind, group=group, compartment=compartment, key=key)
+    table = get.compare(adata, kind, group=group, compartment=compartment, key=key)
     parts = [part for _, part in table.groupby(["group", "kind"], sort=False, observed=True)]
     if not parts:
         raise ValueError(f"`adata.uns[{key!r}]` has no rows for this selection; there is nothing to plot.")
@@ -117,7 +114,7 @@ def trends(
     >>> axes = st.pl.trends(adata, "share")
     """
     n_top = check_int("n_top", (30 if heatmap else 8) if n_top is None else n_top, minimum=1, maximum=_TRENDS_MAX)
-    table = get_trends(adata, kind, compartment=compartment, feature=feature, values=True, key=key)
+    table = get.trends(adata, kind, compartment=compartment, feature=feature, values=True, key=key)
     table = table[table["slope"].notna()]  # others were seen at one time
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]` has no rows for this selection; there is nothing to plot.")
@@ -210,7 +207,7 @@ def track(
     >>> ax = st.pl.track(adata)
     """
     check_choice("kind", kind, ("alluvial", "tissue"))
-    table = get_track(adata, "compartments", key=key)
+    table = get.track(adata, "compartments", key=key)
     check_in(adata, "obs", key, "key", "Run `st.tl.track(adata, time_key)` again.")
     colors, params = colors_of(adata, key, palette), _base.params_of(adata.uns[key])
     panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key, library=library)
@@ -220,7 +217,7 @@ def track(
         longest = 0.8 * _legend.text_width([_legend.label_text(name) for name in table["compartment"]])
         step, n_times = max(1.7, longest + 0.8), table["time"].nunique()
         axes = _base.panels([""], title, ax, "panel", 0.9 + step * n_times, 4.2)
-        _alluvial(axes[0], table, get_track(adata, key=key), colors)
+        _alluvial(axes[0], table, get.track(adata, key=key), colors)
         axes[0].set_xlim(-0.3, n_times - 1 + _BAR_WIDTH + max(longest / step, 0.2))
         _base.label_axes(axes[0], str(params["time_key"]), "share of the tissue")
     else:

@@ -14,9 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from stxtools import _keys
+from stxtools import _keys, get
 from stxtools._validate import check_choice, listing
-from stxtools.get import evaluation as get_evaluation
 
 from . import _base, _legend
 from ._legend import DOWN, UP
@@ -311,7 +310,7 @@ def _seeds(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Data
     """Return one value per model, target, scheme, noise level and seed; leaky schemes are marked."""
     check_choice("metric", metric, tuple(LABELS))
     _base.numeric_table(adata, key, None, [*LABELS, "noise"], "st.tl.evaluate(adata, ...)", "evaluation")
-    table = get_evaluation(adata, metric, target=target, per_seed=True, key=key)
+    table = get.evaluation(adata, metric, target=target, per_seed=True, key=key)
     if table.empty:
         raise ValueError(f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`.")
     if not np.isfinite(table["value"].to_numpy(dtype=float)).all():
