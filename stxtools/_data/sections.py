@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from hashlib import blake2b
@@ -51,6 +51,7 @@ class Geometry:
         self.libs = libraries(adata, library_key)
         self.xy = coordinates(adata, spatial_key, self.libs)
         self._array = array_positions(adata)
+        self.images = [spatial_entry(adata, name) for name in self.libs.names]  # with their scale factors
         self._stored = adata.uns.get(_keys.RASTER), adata.obsm.get(_keys.RASTER)
         if library_key is None:
             check_one_section(adata.obs, self.xy, adata.uns.get(ATTRS, {}).get("region_key"))
@@ -153,15 +154,15 @@ def make_sections(values: Floats32, where: Geometry) -> list[Section]:
     ]  # fmt: skip
 
 
-def with_image_features(values: Floats32, adata: AnnData, where: Geometry, image_key: str | None) -> Floats32:
+def with_image_features(values: Floats32, where: Geometry, image_key: str | None) -> Floats32:
     """Append mean and standard deviation of red, green and blue in a window as wide as the spacing, (n_obs, 6)."""
     from scipy.ndimage import uniform_filter
 
     if image_key is None:
         return values
     out = np.empty((len(where.xy), N_IMAGE_FEATURES), dtype=np.float32)
-    for name, rows, spacing in zip(where.libs.names, where.parts, where.spacings, strict=True):
-        image, scale = _read_image(adata, name, image_key)
+    for name, entry, rows, spacing in zip(where.libs.names, where.images, where.parts, where.spacings, strict=True):
+        image, scale = _read_image(entry, name, image_key)
         pixels = np.rint(where.xy[rows].T[::-1] * scale).astype(np.int64)  # x runs along the columns
         row, col = pixels
         outside = ((pixels < 0) | (pixels >= np.array(image.shape[:2])[:, None])).any(axis=0)
@@ -179,9 +180,8 @@ def with_image_features(values: Floats32, adata: AnnData, where: Geometry, image
     return np.concatenate([values, out], axis=1)
 
 
-def image_frame(adata: AnnData, library: str, xy: Floats, spacing: float) -> Frame | None:
-    """Return the pixel grid of the section's image, if it is fine enough and contains the tissue."""
-    entry: Any = spatial_entry(adata, library)
+def image_frame(entry: Mapping[str, Any], xy: Floats, spacing: float) -> Frame | None:
+    """Return the pixel grid of a section's image, if it is fine enough and contains the tissue."""
     for name in ("hires", "lowres"):
         scale = entry[_keys.SCALEFACTORS].get(f"tissue_{name}_scalef")
         shape = np.shape(entry[_keys.IMAGES].get(name))
@@ -194,9 +194,9 @@ def image_frame(adata: AnnData, library: str, xy: Floats, spacing: float) -> Fra
     return None
 
 
-def _read_image(adata: AnnData, library: str, image_key: str) -> tuple[Floats, float]:
+def _read_image(entry: Mapping[str, Any], library: str, image_key: str) -> tuple[Floats, float]:
     """Return an image with values from 0 to 1, and its scale factor."""
-    entry, factor = spatial_entry(adata, library), f"tissue_{check_key('image_key', image_key)}_scalef"
+    factor = f"tissue_{check_key('image_key', image_key)}_scalef"
     images, factors = entry[_keys.IMAGES], entry[_keys.SCALEFACTORS]
     if image_key not in images:
         raise KeyError(

@@ -131,7 +131,7 @@ def segment(
             names = known.matched(fitted.read_genes, fitted.ids)
             check_genes(fitted.gene_classifier.moments.genes, names, enough=fitted.gene_classifier.max_genes)
         read = model_features(adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None)
-    sections = make_sections(with_image_features(read.values, adata, where, fitted.image_key), where)
+    sections = make_sections(with_image_features(read.values, where, fitted.image_key), where)
 
     genes: Any = None
     if model is None:
@@ -162,7 +162,7 @@ def segment(
         fitted.save(save_model)
 
     slots = _make_slots(
-        fitted, results, where, adata if spatial_key == _keys.SPATIAL else None, key=key, unet_key=unet_key,
+        fitted, results, where, key=key, unet_key=unet_key, on_images=spatial_key == _keys.SPATIAL,
         kept=_label_codes(labels, labels_key, fitted.classes) if keep_labels and labels is not None else None,
         abstain_below=abstain_below, trained=model is None,
     )  # fmt: skip
@@ -248,8 +248,8 @@ def _label_codes(labels: Labels, labels_key: str | None, classes: Sequence[str])
 
 
 def _make_slots(
-    fitted: Segmenter, results: Sequence[Segmentation], where: Geometry, images: AnnData | None, *,
-    key: str, unet_key: str, kept: Ints | None, abstain_below: float | None, trained: bool,
+    fitted: Segmenter, results: Sequence[Segmentation], where: Geometry, *,
+    key: str, unet_key: str, on_images: bool, kept: Ints | None, abstain_below: float | None, trained: bool,
 ) -> Slots:  # fmt: skip
     """Return classes (labels where ``kept``), probabilities, features, and ``uns[key]`` without ``params``."""
     proba = where.join([r.proba for r in results])
@@ -264,7 +264,7 @@ def _make_slots(
     slots.obs[_keys.confidence(key)] = proba.max(axis=1)
     put_frame(slots, _keys.proba(key), proba, fitted.classes)
     slots.obsm[unet_key] = where.join([r.features for r in results])
-    slots.uns[key] = {_keys.MASKS: _masks(codes + 1, where, images)}
+    slots.uns[key] = {_keys.MASKS: _masks(codes + 1, where, on_images)}
     if len(where.libs) > 1:
         from sklearn.metrics import normalized_mutual_info_score
 
@@ -284,12 +284,12 @@ def _make_slots(
     return slots
 
 
-def _masks(values: Array, where: Geometry, images: AnnData | None) -> dict[str, dict[str, Any]]:
+def _masks(values: Array, where: Geometry, on_images: bool) -> dict[str, dict[str, Any]]:
     out = {}
-    for name, grid, rows, spacing in zip(where.libs.names, where.grids, where.parts, where.spacings, strict=True):
-        reach = REACH_SCATTERED if grid.lattice == "scattered" else REACH
+    for i, (name, rows, spacing) in enumerate(zip(where.libs.names, where.parts, where.spacings, strict=True)):
+        reach = REACH_SCATTERED if where.grids[i].lattice == "scattered" else REACH
         xy = where.xy[rows]
-        frame = None if images is None else image_frame(images, name, xy, spacing)
+        frame = image_frame(where.images[i], xy, spacing) if on_images else None
         frame = frame or tissue_frame(xy, spacing, margin=reach)
         out[name] = {
             "image": render_mask(xy, values[rows], spacing, frame, reach=reach), "scale": frame.scale,
