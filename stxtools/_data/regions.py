@@ -13,7 +13,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._checks import check_key
 from stxtools._slots import Slots, categorical
-from stxtools._spatial.raster import join_rows, split_rows
+from stxtools._spatial.raster import split_rows
 from stxtools._types import Array, Csr, Floats32, Ints
 from stxtools._validate import check_in, libraries, listing, stored_library_key
 from stxtools.models.ensemble.gene_means import GeneSection
@@ -86,7 +86,10 @@ class Regions:
 
     def join(self, parts: Sequence[Array]) -> Floats32:
         """Concatenate values of the regions of every section in the order of the regions."""
-        return join_rows(parts, self.parts).astype(np.float32, copy=False)
+        out = np.empty((len(self), *parts[0].shape[1:]), dtype=np.float32)
+        for rows, part in zip(self.parts, parts, strict=True):
+            out[rows] = part
+        return out
 
 
 def node_features(values: Floats32, regions: Regions) -> Floats32:

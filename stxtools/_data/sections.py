@@ -21,7 +21,7 @@ from stxtools._on_spatialdata import ATTRS
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, Frame, outlines
 from stxtools._spatial.points import typical_spacing
-from stxtools._spatial.raster import Pixels, RasterGrid, join_rows, rasterize_libraries, split_rows
+from stxtools._spatial.raster import Pixels, RasterGrid, rasterize_libraries, split_rows
 from stxtools._spatial.triangulation import Mesh
 from stxtools._types import Array, Csr, Floats, Floats32, Ints
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing, spatial_entry
@@ -100,7 +100,10 @@ class Geometry:
 
     def join(self, parts: Sequence[Array]) -> Array:
         """Concatenate values of every section in the order of the observations."""
-        return join_rows(parts, self.parts)
+        out = np.empty((self.libs.codes.size, *parts[0].shape[1:]), dtype=parts[0].dtype)
+        for rows, part in zip(self.parts, parts, strict=True):
+            out[rows] = part
+        return out
 
     @cached_property
     def spacings(self) -> list[float]:

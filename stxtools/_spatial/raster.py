@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -88,14 +88,6 @@ def split_rows(codes: Ints, n_libraries: int) -> list[Ints]:
     """Return the rows of every section, in order; linear in observations."""
     ends = np.cumsum(np.bincount(codes, minlength=n_libraries))[:-1]
     return np.split(np.argsort(codes, kind="stable"), ends)
-
-
-def join_rows(parts: Sequence[Array], rows: Sequence[Ints]) -> Array:
-    """Concatenate the parts of :func:`split_rows` in the order of all rows."""
-    out = np.empty((sum(map(len, rows)), *parts[0].shape[1:]), dtype=parts[0].dtype)
-    for index, part in zip(rows, parts, strict=True):
-        out[index] = part
-    return out
 
 
 def rasterize(
