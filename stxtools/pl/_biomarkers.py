@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,14 +32,8 @@ _TESTED = "st.tl.biomarkers(adata, groupby=...)"
 _NOT_SIGNIFICANT = "#c8c8c8"
 _GAP = 0.06  # share of the width between the outermost point and the names
 _LINE = 0.14  # height of a name, inches
-# of the columns that st.tl.targets joins, those that decide whether a gene can be a target
-_EVIDENCE = {
-    "n_approved_drugs": "approved drugs", "n_drugs": "drugs", "n_clinical_drugs": "clinical drugs",
-    "maxClinicalStage": "clinical stage", "maxClinicalTrialPhase": "clinical phase", "tractability_ab": "antibody",
-    "tractability_sm": "small molecule", "tractability_pr": "degrader", "isInMembrane": "membrane protein",
-    "isSecreted": "secreted protein", "hasLigand": "ligand", "hasPocket": "pocket", "hasSafetyEvent": "safety",
-    "safety_events": "safety events", "is_essential": "essential", "tissueSpecificity": "tissue specificity",
-}  # fmt: skip
+# of the columns that st.tl.targets joins, those that decide whether a gene can be a target, and their labels
+_EVIDENCE: dict[str, str] = json.loads(Path(__file__).with_name("_evidence.json").read_text("utf-8"))
 _AGAINST = {"is_essential", "safety_events"}
 _JOINED = "st.tl.targets(adata, table=...)"
 _CELL = 0.26  # inches
