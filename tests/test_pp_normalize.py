@@ -211,7 +211,7 @@ def _logged(adata: ad.AnnData) -> ad.AnnData:
         (_with_x(lambda x: np.where(x == x.max(), np.nan, x)), {}, ValueError, "NaN"),
         (lambda a: a[:, :1].copy(), {}, ValueError, "at least 2"),
         (lambda a: a, {"layer": "nowhere"}, KeyError, "nowhere"),
-        (lambda a: a, {"target_sum": 0}, ValueError, "positive"),
+        (lambda a: a, {"target_sum": 0}, ValueError, "greater than 0"),
     ],
     ids=["logged", "logged, unmarked", "negative", "zeros", "NaN", "one gene", "no layer", "target_sum"],
 )

@@ -201,7 +201,6 @@ def test_split_rows_lists_the_rows_of_every_library() -> None:
     [
         ({"lattice": "triangle"}, "is not valid"),
         ({"lattice": "hex"}, "do not form a hex lattice"),
-        ({"pixel_size": -1.0}, "positive"),
         ({"pixel_size": 1e-9}, "larger"),
         ({"pixel_size": 1.0, "lattice": "hex"}, "cannot be combined"),
     ],

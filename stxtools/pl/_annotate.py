@@ -12,19 +12,12 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._checks import check_key
+from stxtools._checks import check_int, check_key
 from stxtools._colors import colors_for
 from stxtools._docs import documented
 from stxtools._on_spatialdata import temporary_spatial
 from stxtools._types import Ints
-from stxtools._validate import (
-    check_adata,
-    check_class_names,
-    check_in,
-    check_int,
-    check_key_added,
-    inherited_library_key,
-)
+from stxtools._validate import check_adata, check_class_names, check_in, check_key_added, inherited_library_key
 
 from ._base import params_of, store_colors
 from ._legend import MISSING, category_codes, colors_of
