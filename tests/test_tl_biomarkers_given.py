@@ -130,7 +130,7 @@ def test_libraries_are_combined_given_composition():
     [
         ("nope", KeyError, "neither 'composition' nor in"),
         (3, TypeError, "covariates"),
-        ([3], TypeError, "covariates"),
+        ([3], KeyError, "neither 'composition' nor in"),
         ("region", ValueError, "nothing would be left"),
         ("gap", ValueError, "missing values"),
         ("bad", ValueError, "NaN"),
