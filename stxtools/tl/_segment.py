@@ -57,7 +57,7 @@ def segment(
     n_segments
         Number of compartments. By default, without labels: from 2 to 12 by BIC, or 1 if there is no spatial structure.
     labels_key
-        Column of ``obs`` with known classes; missing values where a class is unknown.
+        Column of ``obs`` with known classes, else missing. One small patch per class: confidence is often too high.
     keep_labels
         Whether labelled observations keep their label instead of the predicted class.
     class_shares

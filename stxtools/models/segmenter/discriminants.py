@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 from scipy.special import softmax
 
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools._types import Floats, Floats32, Ints
-from stxtools.models._section import Section
+from stxtools.models._section import Section, group_means
 from stxtools.models.ensemble.discriminant import class_shrinkage, shrinkage_lda, standardised
 
 from .calibration import share_offsets
@@ -20,7 +22,7 @@ _FINE_SCALES, _FINE_EDGES = ((1, 7),), (((7,), 1.5),)  # further views of small 
 _SMALL = 2000  # observations of a section, on average, below which sections are small
 _ROUNDS = 8  # of co-training
 _MEMBERS = 24  # classifiers whose mean probability is the confidence of the pseudo-labels
-_SUBSPACE = 0.6  # share of the components that each of them reads
+_MAX_PIECES = 100  # of labels of a section that are redrawn as a whole; the labels of others one by one
 
 
 def label_views(sections: Sequence[Section], rows: Sequence[Ints]) -> list[Floats]:
@@ -69,17 +71,58 @@ def spread_labels(
     return share
 
 
-def voted_confidence(views: Sequence[Floats], labels: Ints, n_classes: int, rng: np.random.Generator) -> Floats:
-    """Mean class probabilities of classifiers on random subspaces (Ho 1998), as the confidence in each class.
+def redrawn_confidence(
+    sections: Sequence[Section], rows: Sequence[Ints], views: Sequence[Floats], labels: Ints, predicted: Ints,
+    n_classes: int, rng: np.random.Generator,
+) -> Floats:  # fmt: skip
+    """Mean class probabilities of classifiers whose labels lie elsewhere, as the confidence in each class.
 
-    It is close to the accuracy. Probabilities of one discriminant analysis, whose labels lie in few places, are far too
-    high.
+    How far predictions depend on where labels lie is close to the error. Probabilities of one discriminant analysis are
+    far too high.
+
+    - ``labels``, ``predicted``: Class codes at the ``rows`` of the sections, -1 where unlabelled; predicted classes.
     """
+    ends = np.cumsum([len(part) for part in rows])[:-1]
+    parts = list(zip(sections, rows, np.split(labels, ends), np.split(predicted, ends), strict=True))
+    pieces = [_pieces(section, part, codes) for section, part, codes, _ in parts]
     out = np.zeros((len(labels), n_classes))
-    plain = views[: len(_SCALES)]
     for i in range(_MEMBERS):
-        z = plain[i % len(plain)]
-        d = z.shape[1] // 2
-        columns = np.sort(rng.choice(d, max(min(2, d), round(_SUBSPACE * d)), replace=False))
-        out += spread_labels([z[:, np.r_[columns, columns + d]]], labels, n_classes, rounds=1) / _MEMBERS
+        moved = [_moved(s.xy[part], p, classes, rng) for (s, part, _, classes), p in zip(parts, pieces, strict=True)]
+        out += spread_labels([views[i % len(_SCALES)]], np.concatenate(moved), n_classes, rounds=1) / _MEMBERS
+    return out
+
+
+def _pieces(section: Section, rows: Ints, labels: Ints) -> list[tuple[int, int, float]]:
+    """Class, number of labels and squared radius of connected pieces of labels; an infinite radius for the small ones.
+
+    The single labels of a class, and those of its pieces beyond the largest, count as one piece.
+    """
+    known = np.flatnonzero(labels >= 0)
+    if not known.size:
+        return []
+    codes, xy, graph = labels[known], section.xy[rows[known]], section.graph[rows[known]][:, rows[known]].tocoo()
+    same = codes[graph.row] == codes[graph.col]
+    edges = sparse.coo_matrix((same[same], (graph.row[same], graph.col[same])), graph.shape)
+    piece = connected_components(edges, directed=False)[1]
+    squared = ((xy - group_means(xy, np.ones(len(xy)), piece)[piece]) ** 2).sum(axis=1)
+    size, radius, of_class = np.bincount(piece), np.zeros(len(xy)), np.zeros(len(xy), dtype=np.int64)
+    np.maximum.at(radius, piece, squared)
+    of_class[piece] = codes
+    large = np.argsort(-size, kind="stable")[:_MAX_PIECES]
+    large = large[size[large] > 1]
+    single = np.bincount(codes[~np.isin(piece, large)])
+    return [(int(of_class[p]), int(size[p]), float(radius[p])) for p in large] + [
+        (int(c), int(single[c]), np.inf) for c in np.flatnonzero(single)
+    ]
+
+
+def _moved(xy: Floats, pieces: Sequence[tuple[int, int, float]], predicted: Ints, rng: np.random.Generator) -> Ints:
+    """Labels (n,) that are as many and lie as close together, around random observations of their predicted class."""
+    out = np.full(len(xy), -1)
+    members = {c: np.flatnonzero(predicted == c) for c, _, _ in pieces}
+    for c, size, radius in pieces:
+        distance = ((xy[members[c]] - xy[rng.choice(members[c])]) ** 2).sum(axis=1)
+        n_near = max(size, int((distance <= radius * (1 + 1e-9)).sum()))
+        near = np.argpartition(distance, n_near - 1)[:n_near]
+        out[members[c][rng.choice(near, size, replace=False)]] = c
     return out

@@ -19,7 +19,7 @@ from stxtools.nn._views import block_mask
 
 from .batches import segments_of_batches
 from .calibration import matching_temperature
-from .discriminants import label_views, spread_labels, voted_confidence
+from .discriminants import label_views, redrawn_confidence, spread_labels
 from .mixtures import consensus, cotrain, some_rows, spatial_views, with_all_classes
 from .number import choose_number
 
@@ -144,12 +144,13 @@ def pseudo_labels_from_labels(
     rows = np.sort(np.concatenate([np.flatnonzero(known), unlabelled]))
     codes, known = codes[rows], known[rows]
     stage("spreading labels")
-    views = label_views(sections, _by_section(rows, sections))
+    parts = _by_section(rows, sections)
+    views = label_views(sections, parts)
     target = spread_labels(views, codes, k, class_shares=class_shares)
-    confidence = voted_confidence(views, codes, k, rng)
     weight = (target.max(axis=1) - 1 / k) / (1 - 1 / k)
     target[known] = np.eye(k)[codes[known]]
     weight[known] = 2.0
+    confidence = redrawn_confidence(sections, parts, views, codes, target.argmax(axis=1), k, rng)
     return PseudoLabels(list(classes), target, weight, confidence, known).expanded(rows, sum(map(len, labels)))
 
 
