@@ -10,7 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import read_back
+from conftest import assert_same, read_back
 from scipy import sparse
 
 import stxtools as st
@@ -244,6 +244,17 @@ def test_tables_with_a_symbol_column_and_several_tables_are_joined(adata, intera
     assert set(out.uns["drugged_params"]) == {"dgidb_interactions"}
     assert set(out.uns["targets_params"]) == {"table"}
     assert out.uns["targets_params"]["table"]["table"] == "DataFrame"
+
+
+def test_a_table_does_not_replace_the_columns_of_another(adata, interactions, tmp_path):
+    _joined(adata, interactions)
+    before = adata.copy()
+    own = pd.DataFrame({"s": ["ERBB2"], "drugs": ["mine"]})
+    with pytest.raises(ValueError, match=r"\['drugs'\] are already columns .* joined before"):
+        st.tl.targets(adata, own, symbol_col="s")
+    assert_same(adata, before)
+    assert _joined(adata, interactions).loc["ERBB2", "n_drugs"] == 3  # the same table again
+    assert list(adata.uns["biomarkers"].columns) == list(before.uns["biomarkers"].columns)
 
 
 def test_variables_that_share_a_symbol_get_the_same_row(adata):
