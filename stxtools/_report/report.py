@@ -120,4 +120,5 @@ def _by_symbol(adata: AnnData, gene_symbols: str, biomarkers_key: str) -> AnnDat
     if biomarkers_key in uns:
         known, table = pd.Series(names, index=adata.var_names, dtype=object), uns[biomarkers_key]
         uns[biomarkers_key] = table.assign(names=known.reindex(table["names"].astype(object)).to_numpy())
-    return AnnData(adata.X, obs=adata.obs, var=var, uns=uns, obsm=dict(adata.obsm), layers=dict(adata.layers))
+    layers = {key: layer for key, layer in adata.layers.items() if key is not None}  # None: X, in recent versions
+    return AnnData(adata.X, obs=adata.obs, var=var, uns=uns, obsm=dict(adata.obsm), layers=layers)
