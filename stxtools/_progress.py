@@ -10,7 +10,7 @@ from functools import wraps
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ._globals import limited_blas_threads, release_memory
+from ._globals import limited_blas_threads, release_memory, torch_defaults
 from ._settings import settings
 
 if TYPE_CHECKING:
@@ -125,14 +125,14 @@ def stage(name: str) -> None:
 
 
 def progress_bar(shares: Mapping[str, float] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a public function with a progress bar, by the ``shares`` of its stages, and limit the BLAS threads."""
+    """Decorate a public function with a progress bar, by the ``shares`` of its stages; set up BLAS and PyTorch."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             start = perf_counter()
             bar = progress(None, function.__name__, kwargs.get("show_progress"), shares=shares)  # type: ignore[arg-type]
-            with limited_blas_threads(), bar:
+            with limited_blas_threads(), torch_defaults(), bar:
                 out = function(*args, **kwargs)
             if perf_counter() - start > _LONG:
                 release_memory()

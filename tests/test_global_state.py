@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
+import anndata as ad
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -87,6 +90,47 @@ def test_calls_change_no_state_of_the_process(
         changed = [key for key in before if before[key] != after[key]]
         assert not changed, f"{name} changes {changed}"
         assert not cuda_seeds, f"{name} seeds all cards"
+
+
+@contextmanager
+def _double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        torch.no_grad, torch.inference_mode, _double, lambda: torch.device("meta"),
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    ],
+    ids=["no_grad", "inference_mode", "float64", "device", "autocast"],
+)  # fmt: skip
+def test_torch_settings_of_the_caller_change_no_result(settings, line, quick_unet, quick_net, tmp_path) -> None:
+    how = HOW | {"library_key": "library"}
+
+    def run() -> ad.AnnData:
+        adata = line.copy()
+        st.tl.segment(adata, 2, params=quick_unet, key_added="found", **how)
+        st.tl.multitask(adata, None, "band", params=quick_net, save_model=tmp_path / "net.stx", **HOW)
+        st.tl.attention_fidelity(adata, tmp_path / "net.stx", max_regions=3, of="network", show_progress=False)
+        return adata
+
+    expected = run()
+    with settings():
+        before = _torch_settings()
+        assert_same(run(), expected)
+        with pytest.raises(ValueError, match="diverged"):
+            st.tl.segment(line, 2, params=quick_unet | {"lr": 1e30}, **how)
+        assert _torch_settings() == before
+
+
+def _torch_settings() -> tuple[object, ...]:
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    return *modes, torch.get_default_dtype(), torch.get_default_device()
 
 
 @pytest.fixture
