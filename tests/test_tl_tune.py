@@ -48,6 +48,24 @@ def test_best_trial_survives_files_and_is_accepted_as_params(adata: ad.AnnData, 
         assert st.models.Segmenter(back.uns["tune"]["best_params"]).params.width == best["width"]
 
 
+def test_folds_that_test_a_single_class_do_not_count(adata: ad.AnnData) -> None:
+    x, y = (np.argsort(np.argsort(values)) / adata.n_obs for values in adata.obsm["spatial"].T)
+    adata.obs["corner"] = pd.Categorical(np.where((x < 0.35) == (y < 0.35), "in", "out"))
+    adata.obs.loc[(x > 0.35) & (y > 0.35), "corner"] = "out"
+    adata.obs.loc[(x > 0.75) & (y > 0.75), "corner"] = "in"
+    st.tl.evaluate(adata, ["nearest_label"], region_key="corner", n_folds=8, n_seeds=1, accelerator="cpu")
+    assert 0 < adata.uns["evaluation"]["auroc"].isna().sum() < 8
+    how: dict[str, Any] = {"region_key": "corner", "n_folds": 8, "n_trials": 2, "search": "grid"}
+    trials = _unet(adata, **how, max_folds=None)["trials"]  # the same folds
+    assert trials["state"].eq("COMPLETE").all()
+    assert trials["n_folds"].eq(8).all()
+    assert trials["value"].between(0, 1).all()
+    adata.obs["half"] = pd.Categorical(np.where(x < 0.5, "left", "right"))
+    adata.obs.loc[x < 0.5, "corner"] = "out"
+    with pytest.raises(ValueError, match=r"Every fold tests a single class of `adata\.obs\['corner'\]`"):
+        _unet(adata, **how, scheme="library", library_key="half")
+
+
 def test_same_seed_gives_the_same_trials(adata: ad.AnnData) -> None:
     how: dict[str, Any] = {"space": {"width": [4, 8], "lr": [1e-3, 3e-3, 1e-2]}, "n_trials": 2}
     pd.testing.assert_frame_equal(*(_unet(adata, **how)["trials"].drop(columns="seconds") for _ in range(2)))

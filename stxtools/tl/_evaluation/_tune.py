@@ -61,8 +61,9 @@ def tune(
 ) -> AnnData | None:  # fmt: skip
     """Tune hyperparameters of the U-Net, the graph network or the loss weights with Optuna.
 
-    The objective is the mean AUROC over targets and folds, with the splits of :func:`evaluate`. As the maximum over
-    trials, the best value is optimistic: evaluate the parameters on other tissue.
+    The objective is the mean AUROC over targets and folds, with the splits of :func:`evaluate`, but without folds that
+    test a single class. As the maximum over trials, the best value is optimistic: evaluate the parameters on other
+    tissue.
 
     Parameters
     ----------
@@ -156,7 +157,15 @@ class Search:
     @cached_property
     def folds(self) -> list[Fold]:
         """Folds of all trials."""
-        return self.protocol.folds(self.protocol.schemes[0], self.protocol.seed)
+        p = self.protocol
+        folds = p.folds(p.schemes[0], p.seed)
+        for t in p.targets:
+            if not any(len(np.unique(t.codes[test & (t.codes >= 0)])) > 1 for _, test in folds):
+                raise ValueError(
+                    f"Every fold tests a single class of `adata.obs[{t.key!r}]`, for which there is no AUROC. Use more "
+                    "or fewer folds, or another scheme."
+                )
+        return folds
 
     @cached_property
     def features(self) -> SharedFeatures | None:
@@ -224,15 +233,18 @@ class Search:
         aurocs: list[list[float]] = []
         for step, (name, test) in enumerate(self.folds):
             aurocs.append(self._score_fold(name, test, self.fixed | fields))
-            trial.report(float(np.mean(aurocs)), step)
             trial.set_user_attr("n_folds", len(aurocs))
+            if np.isnan(aurocs).all():  # one class alone in the test part
+                continue
+            trial.report(float(np.nanmean(aurocs)), step)
             if step + 1 < len(self.folds) and trial.should_prune():
                 raise optuna.TrialPruned
-        if len(aurocs) > 1:
-            trial.set_user_attr("value_sd", float(np.mean(aurocs, axis=1).std(ddof=1)))
-        for t, value in zip(self.protocol.targets, np.mean(aurocs, axis=0), strict=True):
+        defined = [fold for fold in aurocs if not np.isnan(fold).all()]
+        if len(defined) > 1:
+            trial.set_user_attr("value_sd", float(np.nanmean(defined, axis=1).std(ddof=1)))
+        for t, value in zip(self.protocol.targets, np.nanmean(defined, axis=0), strict=True):
             trial.set_user_attr(f"value_{t.name}", float(value))
-        return float(np.mean(aurocs))
+        return float(np.nanmean(defined))
 
     def _score_fold(self, name: str, test: Any, fields: dict[str, Any]) -> list[float]:
         """Train on one fold and return the AUROC of each target."""
