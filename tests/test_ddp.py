@@ -62,6 +62,9 @@ def test_wrong_trainer_settings_raise(make_section) -> None:
         settings.trainer = {"strategy": "no such strategy"}
         with pytest.raises(ValueError, match="no such strategy"):
             st.tl.segment(make_section(), labels_key="band", params=PARAMS, **HOW)
+        settings.trainer = {"precision": "bf16-true"}
+        with pytest.raises(ValueError, match=r"precision='bf16-true'.*'bf16-mixed'"):
+            st.tl.segment(make_section(), labels_key="band", params=PARAMS, **HOW)
     finally:
         settings.trainer = {}
 

@@ -158,6 +158,42 @@ def test_training_stops_early_keeps_the_best_and_the_random_state():
     assert set(history[0]) == {"stage", "epoch", "loss", "val_loss"}
 
 
+class _Scripted(Task):
+    """A task whose validation losses are given, and whose training loss is always lower."""
+
+    def __init__(self, training: Training, losses: list[float]) -> None:
+        super().__init__(training)
+        self.steps, self.losses = torch.nn.Parameter(torch.zeros(1)), losses
+
+    def training_step(self, batch):
+        return (self.steps - self.steps.detach()).sum() - 10
+
+    def loss(self, batch):
+        return torch.tensor(self.losses[int(self.epoch)])
+
+    def after_step(self):
+        self.epoch = torch.tensor(float(len(self.seen)))
+        self.seen.append(self.epoch)
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs", "best"),
+    [
+        ([3.0, 2.0, 1.0, 1.5, 1.4, 0.5], 5, 2),  # patience of two ends it before the last
+        ([1.0, 0.9995, 0.9990, 0.2], 3, 0),  # falls by less than 1e-3 do not count
+        ([3.0, float("nan"), 2.0, 2.5, 2.5], 5, 2),  # the lower training loss does not take its place
+    ],
+)
+def test_early_stopping_keeps_the_weights_of_the_best_validation_loss(losses, epochs, best):
+    task = _Scripted(Training(len(losses), 2, min_delta=1e-3), losses)
+    task.seen = []
+    task.register_buffer("epoch", torch.zeros(()))
+    loader = torch.utils.data.DataLoader(torch.zeros(1, 1))
+    history = run_training(task, loader, loader, random_state=0, accelerator="cpu", show_progress=False)
+    assert len(history) == epochs
+    assert int(task.epoch) == best
+
+
 def test_default_epochs_grow_with_the_tissue():
     def raster(side: int) -> PixelRaster:
         return PixelRaster((side, side), torch.arange(side * side), torch.zeros(side * side, 1))

@@ -33,6 +33,7 @@ from stxtools.nn import (
     Uncertainty,
     UNet,
     UNetPretraining,
+    convergence,
     pooled,
     run_training,
     seeded,
@@ -255,6 +256,13 @@ def test_weighting_schemes_train_both_heads_and_are_deterministic(scheme):
         found.append([module.state_dict(), history])
     assert all(torch.equal(a, b) for a, b in zip(*(f[0].values() for f in found), strict=True))
     assert str(found[0][1]) == str(found[1][1])
+
+
+def test_convergence_is_judged_in_the_epoch_whose_weights_are_kept():
+    history = [{"loss": 0.0, "val_loss": loss} for loss in (3.0, float("nan"), 2.0, 1.99995, 2.5)]
+    found = convergence(history, 1.99999, validated=True)
+    assert (found["best_epoch"], found["loss"], found["converged"]) == (2, 2.0, False)
+    assert convergence(history, 2.1, validated=True)["converged"]
 
 
 def test_pretraining_loss_of_the_unet_falls():

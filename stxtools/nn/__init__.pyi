@@ -22,6 +22,7 @@ from ._tissue_task import EmbeddingTask as EmbeddingTask
 from ._tissue_task import GraphTask as GraphTask
 from ._tissue_task import TissueTask as TissueTask
 from ._tissue_task import UNetPretraining as UNetPretraining
+from ._tissue_task import convergence as convergence
 from ._training import Task as Task
 from ._training import run_training as run_training
 from ._unet import ChannelNorm as ChannelNorm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from math import inf, isnan
+from math import inf
 from typing import Any
 
 import torch
@@ -157,12 +157,15 @@ class TissueTask(GraphTask):
 
 
 def convergence(history: Sequence[dict[str, Any]], uninformed: float, *, validated: bool) -> dict[str, Any]:
-    """Return the best epoch, its loss, and whether that is lower than that of predicting the class frequencies.
+    """Return the epoch whose weights were kept, its loss, and whether it is lower than that of predicting frequencies.
 
     The loss is that of held-out labels; without any (``validated`` false) the training loss, which says less.
     """
     losses = [float(row["val_loss" if validated else "loss"]) for row in history]
-    best = min(range(len(losses)), key=lambda i: inf if isnan(losses[i]) else losses[i])
+    best, lowest = 0, inf
+    for epoch, loss in enumerate(losses):
+        if loss < lowest - Training.min_delta:
+            best, lowest = epoch, loss
     return {
         "converged": bool(losses[best] < uninformed), "best_epoch": best, "epochs": len(losses),
         "loss": losses[best], "uninformed_loss": float(uninformed),

@@ -133,6 +133,8 @@ def make_fabric(accelerator: str, devices: int | str) -> Any:
         accelerator in ("auto", "cpu", "gpu", "cuda", "mps") and devices == 1 and not settings.trainer
     ):
         return _SingleDevice(best_device(accelerator))
+    if str(precision := settings.trainer.get("precision")) in {"64", "64-true", "bf16-true", "16-true"}:
+        raise ValueError(f"settings.trainer has precision={precision!r}: weights are float32; use 'bf16-mixed'.")
     with importing():
         from lightning.fabric import Fabric
         from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -272,7 +274,7 @@ def _training_loop(
         history.append({"epoch": epoch, "loss": train_loss, "val_loss": val_loss, **task.extra_metrics()})
         bar.set_postfix({"loss": f"{train_loss:.3f}"})
         bar.update(1)
-        monitored = train_loss if isnan(val_loss) else val_loss
+        monitored = train_loss if val_batches is None else val_loss
         if fabric.world_size > 1:  # all processes must stop in the same epoch, or some would wait for the others
             monitored = float(fabric.all_reduce(torch.tensor(monitored, device=fabric.device), reduce_op="mean"))
         if monitored < best - p.min_delta:
