@@ -24,8 +24,8 @@ class SegmenterParams:
     ----------
     width, depth, kernel_size, dropout
         Channels of the first level, number of downsampling steps, (odd) side of the filters, dropout of feature maps
-        (in pretraining; the training after it has none). A depth of 1 segments as well as 2 and transfers better to
-        other sections.
+        (in pretraining, or without any in the first round of training). A depth of 1 segments as well as 2 and
+        transfers better to other sections.
     sigmas
         Standard deviations of Gaussian filters on the input, in pixels; 0 is the unfiltered raster.
     pretrain

@@ -125,7 +125,7 @@ class Famo(TaskWeighting):
     DECAY = 1e-3
 
     def combine(self, losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:
-        """Return the losses weighted by :math:`c z_i / L_i`, which has the gradient of the weighted log losses."""
+        """Return the losses weighted by :math:`c z_i / L_i` times their number: the gradient of weighted log losses."""
         at = self._positions(losses)
         with torch.no_grad():
             current = torch.stack([loss.detach() for loss in losses.values()]).clamp_min(1e-8)

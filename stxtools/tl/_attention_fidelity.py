@@ -54,7 +54,8 @@ def attention_fidelity(
         Scores to compare: ``"attention"`` (of the last layer), ``"attention_gradient"`` (derivative of the logit with
         respect to a gate on the edge's messages in all layers), ``"occlusion"`` (change on removal of the edge),
         ``"gradient"`` (norm of the gradient with respect to the neighbour's features), ``"random"``. The first one
-        other than ``"attention"`` is stored as corrected attention.
+        other than ``"attention"`` is stored as corrected attention. A region's score is the sum over its edges, which
+        even if random follows the number of its neighbours.
     shares
         Shares (0 to 1) of the edges, or of the regions, that are removed or kept.
     max_regions

@@ -72,7 +72,8 @@ def evaluate(
     genes
         Genes to hide and predict, or their number, drawn for each seed; adds the target ``"expression"`` (``mse``).
     scheme
-        What to hold out: ``"block"`` (spatial blocks), ``"library"`` (sections), ``"random"`` (leaky), or several.
+        What to hold out: ``"block"`` (spatial blocks), ``"library"`` (sections; other sections of the same donor stay
+        in the training set), ``"random"`` (leaky), or several.
     n_folds, max_folds
         Number of folds of ``"block"`` and ``"random"``, and maximum number of folds to run per seed.
     n_seeds
