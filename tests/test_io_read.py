@@ -276,12 +276,14 @@ def test_the_folder_of_several_runs_is_not_one(tmp_path: Path) -> None:
         st.io.read(tmp_path / "again")
 
 
+@pytest.mark.parametrize(("vendor", "inside"), [("visium", ""), ("visium_hd", "binned_outputs/square_016um")])
 def test_command_line_accepts_vendor_folders(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, vendor: str, inside: str
 ) -> None:
-    inputs = [str(tmp_path / name / "outs") for name in ("one", "two")]
-    for folder in inputs:
-        folders.visium(Path(folder))
+    inputs = []
+    for name in ("one", "two"):
+        getattr(folders, vendor)(tmp_path / name / "outs")
+        inputs.append(str(tmp_path / name / "outs" / inside))
     arguments = ["run", "--input", *inputs, "--out", str(tmp_path / "results"), "--groupby", "nothing"]
     monkeypatch.setattr(sys, "argv", ["stxtools", *arguments])
     with pytest.raises(SystemExit, match=r"^2$"):
