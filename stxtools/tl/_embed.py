@@ -33,7 +33,8 @@ def embed(
 
     Nodes are the regions of :func:`region_graph`. Their features are the mean representation of their observations,
     and the U-Net features if :func:`segment` wrote them. The network learns to reconstruct masked regions from their
-    neighbours, without labels, and pools the regions into one embedding Z of each section.
+    neighbours, without labels, and pools the regions into one embedding Z of each section. Linear classifiers of
+    regions gain nothing from it over these features.
     ``params={"conv": "sum"}`` replaces attention by a plain sum over neighbours.
 
     Examples
