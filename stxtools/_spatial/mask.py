@@ -15,6 +15,7 @@ _MAX_SIDE = 2048  # rows or columns
 _BLOCK = 1 << 20  # pixels per nearest-neighbour query
 REACH = 0.75  # of an observation of a lattice, in spacings
 REACH_SCATTERED = 1.5
+_INSIDE_DISC = np.cos(np.pi / 16)  # radius within a disc, a polygon of 16 corners
 
 
 class Frame(NamedTuple):
@@ -60,16 +61,23 @@ def outlines(xy: Floats, codes: NDArray[np.integer[Any]], reach: float) -> dict[
     """Return a shapely polygon or multipolygon for each non-negative code; together they tile the tissue."""
     import shapely
 
-    tissue = shapely.union_all(shapely.buffer(shapely.points(xy), reach, quad_segs=4))
     middle, far = xy.mean(axis=0), 10 * max(float(np.ptp(xy, axis=0).max()), reach)
     bounds = far * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # so that every observation has a closed cell
     diagram = Voronoi(np.vstack([xy - middle, bounds]))  # in GEOS, cells of rotated lattices overlap
     regions, first = np.unique(diagram.point_region[: len(xy)], return_index=True)  # duplicates share one
-    codes, corners = np.asarray(codes)[first], [diagram.regions[region] for region in regions]
+    xy, codes, corners = xy[first], np.asarray(codes)[first], [diagram.regions[region] for region in regions]
     cell = np.repeat(np.arange(len(corners)), [len(corner) for corner in corners])
-    rings = shapely.linearrings(diagram.vertices[np.concatenate(corners)] + middle, indices=cell)
-    cells = shapely.polygons(rings)
-    return {
-        int(code): shapely.intersection(shapely.coverage_union_all(cells[codes == code]), tissue)
-        for code in np.unique(codes[codes >= 0])
-    }
+    vertices = diagram.vertices[np.concatenate(corners)] + middle
+    cells = shapely.polygons(shapely.linearrings(vertices, indices=cell))
+    at_rim = np.zeros(len(cells), dtype=bool)  # others lie within the disc of their observation
+    at_rim[cell[np.linalg.norm(vertices - xy[cell], axis=1) > _INSIDE_DISC * reach]] = True
+    order = np.argsort(codes, kind="stable")
+    names, starts = np.unique(codes[order], return_index=True)
+    out = {}
+    for code, own in zip(names.tolist(), np.split(order, starts[1:]), strict=True):
+        if code >= 0:
+            rim = own[at_rim[own]]
+            discs = shapely.union_all(shapely.buffer(shapely.points(xy[rim]), reach, quad_segs=4))
+            clipped = shapely.intersection(shapely.coverage_union_all(cells[rim]), discs)
+            out[code] = shapely.union(shapely.coverage_union_all(cells[own[~at_rim[own]]]), clipped)
+    return out
