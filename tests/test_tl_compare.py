@@ -175,6 +175,30 @@ def test_prior_variance_follows_the_expression_level() -> None:
     assert 0.03 < min(called) <= max(called) < 0.07
 
 
+def test_variance_of_few_values_follows_their_level() -> None:
+    rng, group, level = np.random.default_rng(0), np.arange(8) < 4, np.linspace(-1, 1, 6)
+    pvals = [compare_subjects(rng.normal(size=(8, 6)) * np.exp(-level), group, level, 0)["pvals"] for _ in range(300)]
+    called = (np.array(pvals) <= 0.05).mean(axis=0)  # 0.083 to 0.007 around a common variance
+    assert called[-1] > 0.02
+    assert called[0] < 0.09
+
+
+def test_variance_of_shares_depends_on_the_size_of_compartments() -> None:
+    """A share of few observations varies more: each is compared with the variance expected of its size."""
+    rng, group = np.random.default_rng(1), np.arange(6) < 3
+    shares = rng.dirichlet(np.array([0.4, 0.3, 0.15, 0.1, 0.04, 0.01]) * 50, 6)
+    band = np.concatenate([rng.choice(list("abcdef"), 400, p=p) for p in shares])
+    subject = np.repeat([f"p{i}" for i in range(6)], 400)
+    condition = np.where(np.repeat(group, 400), "case", "control")
+    adata = poisson_section(np.ones((2400, 3)), np.tile(grid_positions(20), (6, 1)), rng, band=band, subject=subject,
+                            section=subject, condition=pd.Categorical(condition, ["control", "case"]))  # fmt: skip
+    found = _compared(adata).query("kind == 'share'").set_index("compartment")["pvals"]
+    sizes = pd.crosstab(subject, band)
+    values = np.log2((sizes + 0.5) / 401).to_numpy()
+    expected = compare_subjects(values, group, np.log2(sizes.mean() + 0.5).to_numpy(), 0)["pvals"]
+    np.testing.assert_allclose(found[sizes.columns], expected)
+
+
 def test_planted_gene_and_doubled_share_are_found_in_six_subjects() -> None:
     found = []
     for seed in range(5):

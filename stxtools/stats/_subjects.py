@@ -23,6 +23,7 @@ _CONSTANT = 1e-6  # of the median variance: less is rounding
 _ROUNDING = 1e-10  # of the largest value: less deviation is rounding
 _MAX_EXACT = 50  # subjects whose permutations are all counted
 _DEGREE = 4  # of the polynomial trend of the variance
+_MIN_TREND = 5  # features for a trend, linear if they are few
 
 
 def compare_subjects(values: Floats, group: Bools, level: Floats | None, seed: int, *, paired: bool = False) -> Columns:
@@ -66,14 +67,15 @@ def regress_subjects(
     variance = np.divide(residual, df, out=np.zeros_like(residual), where=usable)
     rounding = (_ROUNDING * np.abs(filled).max(initial=0.0)) ** 2
     usable &= variance > max(_CONSTANT * np.median(variance[usable]), rounding) if usable.any() else usable
-    trend = np.ones_like(variance)
-    if level is not None and usable.sum() >= 10 * _DEGREE:
+    trend, degree = np.ones_like(variance), 0
+    if level is not None and usable.sum() >= _MIN_TREND:
+        degree = _DEGREE if usable.sum() >= 10 * _DEGREE else 1
         order, log_variance = np.sort(level[usable]), np.log(variance[usable])
         rank = np.searchsorted(order, level) / len(order)
-        fit = np.polynomial.Polynomial.fit(rank[usable], log_variance, _DEGREE, domain=[0, 1])
+        fit = np.polynomial.Polynomial.fit(rank[usable], log_variance, degree, domain=[0, 1])
         trend = np.exp(fit(rank) - log_variance.mean())
     scale, prior = squeeze_variance((variance / trend)[usable], df[usable])
-    prior = _discounted_prior(prior, df[usable])
+    prior = _discounted_prior(prior, df[usable], degree + 1)
     tested = usable & np.all([known[side].sum(axis=0) >= MIN_SUBJECTS for side in sides], axis=0)
     most = max(float(df[usable].sum()), 1.0)  # degrees of freedom that all features have together
     spread = max(1.0, _null_spread(filled, known, x, tested, trend * scale, prior, most, seed, paired))
@@ -90,12 +92,10 @@ def regress_subjects(
     }  # fmt: skip
 
 
-def _discounted_prior(prior: float, df: Floats) -> float:
-    """Degrees of freedom of a prior estimated from m features: its weight times (m - 3) / (m - 1) (Morris 1983)."""
-    if len(df) <= 3 or prior == 0:
-        return 0.0
-    own = float(df.mean())
-    weight = (1.0 if np.isinf(prior) else prior / (prior + own)) * (len(df) - 3) / (len(df) - 1)
+def _discounted_prior(prior: float, df: Floats, n_fitted: int) -> float:
+    """Degrees of freedom of a prior by how certain it is: m features, less those fitted, estimate it (Morris 1983)."""
+    own, m = float(df.mean()) if len(df) else 1.0, len(df) - n_fitted
+    weight = (1.0 if np.isinf(prior) else prior / (prior + own)) * max(m - 2, 0) / max(m, 1)
     return own * weight / (1.0 - weight)
 
 

@@ -114,7 +114,7 @@ class SubjectValues:
         sizes = self.sizes[chosen]
         total = sizes.sum(axis=1, keepdims=True)
         values = np.where(total > 0, np.log2((sizes + _HALF) / (total + 1.0)), np.nan)
-        return values, None, [(name, "") for name in self.names]
+        return values, np.log2(sizes.mean(axis=0) + _HALF), [(name, "") for name in self.names]
 
     def contacts(self, chosen: Ints) -> Values:
         """Neighbours between two compartments over the number expected from their sizes."""
