@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.spatial import cKDTree
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
+from stxtools.models.explain.integrated_gradients import SegmenterAttribution
 
 QUICK = {"width": 8, "epochs": 10, "pretrain_epochs": 1, "steps_per_epoch": 6, "sigmas": (0.0, 1.0)}
 N_PLANTED = 8
@@ -114,6 +116,28 @@ def test_attribution_of_a_unet_equals_integrated_gradients(section, models):
     assert parts.sum() == pytest.approx(evidence(1.0)[0] - evidence(0.0)[0], rel=0.05)
     found = _table(_attributed(section, model))["attribution"].to_numpy()[theirs]
     np.testing.assert_allclose(found, parts / np.abs(parts).sum(), atol=0.02 * np.abs(found).max())
+
+
+def test_attribution_of_a_unet_sums_to_what_it_predicts_in_a_section_of_another_mean(section, models):
+    model = st.models.Segmenter.load(models[0])
+    model.gene_classifier = None  # as without labels
+    xy = section.obsm["spatial"]
+    part = section[(xy < 9).all(axis=1)]
+    logged = sc.pp.log1p(sc.pp.normalize_total(part, target_sum=model.projection.target_sum, copy=True), copy=True).X
+    features = model.projection.transform(logged, list(part.var_names)) + 3 * model.scaling.scale
+    place = part.obsm["spatial"]
+    one = st.models.Section("s", features, place[:, ::-1].astype(np.int32), (9, 9), lambda: None, place)
+    flat = replace(one, features=np.tile(features.mean(axis=0), (len(features), 1)))
+    at, inside = model.classes.index("in"), (part.obs["region"] == "in").to_numpy()
+    weight = inside / inside.sum() - ~inside / (~inside).sum()
+
+    def log_odds(of: st.models.Section) -> float:
+        proba = model.predict([of], accelerator="cpu")[0].proba.astype(np.float64)
+        return model.temperature * float(np.log(proba[:, at] / proba[:, 1 - at]) @ weight)
+
+    gradient, _ = SegmenterAttribution(model, one).attribute(at, [1 - at], weight)
+    total = ((features - features.mean(axis=0)) * gradient).sum()
+    assert total == pytest.approx(log_odds(one) - log_odds(flat), rel=0.03)
 
 
 def test_model_object_and_file_give_the_same_bits_without_warnings(section, models):

@@ -15,7 +15,7 @@ from stxtools.models.ensemble.gene_classifier import RIDGE_SCALE, GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.models.segmenter.model import Segmenter
 
-_POINTS = 16  # Gauss-Legendre nodes; attributions then sum to within 1 % of the difference of the log odds
+_POINTS = 16  # Gauss-Legendre nodes; attributions then sum to within 2 % of the difference of the log odds
 _WINDOW = 256  # pixels
 
 
@@ -23,15 +23,17 @@ class SegmenterAttribution:
     """Attribution of a Segmenter's log odds on a section, with the mean expression as the baseline."""
 
     def __init__(self, model: Segmenter, section: Section) -> None:
-        self.net, self.scale, self.section = model.fitted_net().eval(), model.scaling.scale, section
+        self.net, self.scale = model.fitted_net().eval(), model.scaling.scale
+        self.section = model.scaling.centred(section)  # what the network reads; its mean need not be 0
 
     def attribute(self, group: int, others: list[int], weight: Floats) -> tuple[Floats, pd.Series]:
         """Return the gradient of the weighted log odds by the features of each observation, (n, C), and no genes."""
         from captum.attr import IntegratedGradients
 
         section = self.section
-        z = (section.features - section.features.mean(axis=0)) / self.scale
+        z = section.features / self.scale
         x, occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
+        baseline = torch.from_numpy(z.mean(axis=0))[:, None, None] * occupied
         count = np.bincount(section.flat_pixels, minlength=section.shape[0] * section.shape[1])
         weights = np.bincount(section.flat_pixels, weight, minlength=len(count)).reshape(section.shape)
         pixel_weight = torch.from_numpy(weights.astype(np.float32))
@@ -48,7 +50,8 @@ class SegmenterAttribution:
                 return (odds * w).sum(dim=(1, 2))
 
             explainer = IntegratedGradients(log_odds, multiply_by_inputs=False)
-            attribution = explainer.attribute(x[None, :, rows, columns], n_steps=_POINTS, internal_batch_size=1)
+            values, start = (raster[None, :, rows, columns] for raster in (x, baseline))
+            attribution = explainer.attribute(values, start, n_steps=_POINTS, internal_batch_size=1)
             gradient[:, rows, columns] = attribution[0].detach().float()
         per_obs = gradient.flatten(1).numpy().T / np.maximum(count, 1)[:, None]
         return per_obs[section.flat_pixels].astype(np.float64) / self.scale, pd.Series(dtype=np.float64)
