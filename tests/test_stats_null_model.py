@@ -201,6 +201,33 @@ def test_sums_over_random_regions_equal_numpy():
     np.testing.assert_allclose(found, sparsely.T @ (weight[:, None] * (bits - draws.share)), atol=1e-12)
 
 
+def _labels(xy: np.ndarray, label: np.ndarray, n: int) -> np.ndarray:
+    draws = RegionDraws(xy, sample_lag_pairs(xy, np.random.default_rng(1)), label, n, (3,))
+    bits = np.unpackbits(draws.words.view(np.uint8), axis=1, bitorder="little")[:, 1 : 1 + n] > 0
+    return ~bits if draws.flipped else bits
+
+
+def _diameters(xy: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.array([np.hypot(*np.ptp(xy[one], axis=0)) for one in labels.T])
+
+
+def test_random_regions_of_a_small_one_are_copies_of_it(xy):
+    near = np.argsort(np.argsort(np.hypot(*(xy - xy[7]).T)))
+    for label in (near < 30, near >= 30):
+        drawn = _labels(xy, label, 300)
+        inside = drawn if label.sum() == 30 else ~drawn
+        assert (inside.sum(axis=0) == 30).all()
+        assert np.unique(inside, axis=1).shape[1] > 290
+        assert inside.any(axis=1).mean() > 0.9  # they reach all of the tissue
+        diameters = _diameters(xy, inside)
+        assert np.median(diameters) == pytest.approx(_diameters(xy, near[:, None] < 30)[0], rel=0.25)
+        assert diameters.max() < 1.5 * np.median(diameters)
+    pieces = (near < 15) | (np.argsort(np.argsort(np.hypot(*(xy - xy[near.argmax()]).T))) < 15)
+    assert np.ptp(_diameters(xy, _labels(xy, pieces, 50))) > 5.0  # far apart: random fields
+    line = xy[near < 30] * [1.0, 0.0] + [100.0, 0.0]  # apart from the others, whose shape it has not
+    assert (_labels(np.concatenate([xy, line]), np.arange(1630) >= 1600, 20).sum(axis=0) == 30).all()
+
+
 def test_products_of_sparse_rows_equal_dense_ones():
     for fill in (0.1, 0.6):
         matrix, out = sparse.random(50, 20, fill, format="csr", random_state=0), np.zeros((20, 20))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import region_effects
+from conftest import grid_positions, region_effects
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from stxtools.stats._meta_analysis import combine_sections, t_pvals
+from stxtools.stats._meta_analysis import adjust_bh, combine_sections, t_pvals
 from stxtools.stats._tails import beta_tails, normal_scores, region_statistic, shrunken_kurtosis
 
 
@@ -174,3 +174,31 @@ def test_two_libraries_are_as_calibrated_as_one(law):
         assert np.mean(plain < 0.001) == 0
     assert 0.0005 < np.mean(found < 0.001) < 0.0015
     assert 0.005 < np.mean(found < 0.01) < 0.011
+
+
+def test_patchy_genes_do_not_mark_small_random_regions():
+    """300 genes, each in a patch of its own; 20 disks of 8 observations mark none."""
+    rng, xy = np.random.default_rng(0), grid_positions(24) + np.random.default_rng(1).uniform(-0.3, 0.3, (576, 2))
+    patch = np.hypot(*(xy[:, None] - xy[rng.choice(576, 300)]).transpose(2, 0, 1)) < 2.5
+    values = np.log1p(rng.poisson(np.where(patch, 0.5, 0.004)))
+    centres = xy[rng.choice(576, 20, replace=False)]
+    labels = [np.argsort(np.argsort(np.hypot(*(xy - centre).T))) < 8 for centre in centres]
+    found = region_effects(values, xy, labels, 200, seeds=range(20))
+    too_small, small, discoveries = [], [], []
+    for effect in found:
+        use = (effect.variance > 0) & (effect.df < 573)  # the null variance is 1 / (df + 1)
+        r, df, *moments = (x[use] for x in (effect.effect, effect.df, effect.skewness, effect.kurtosis))
+        tails = region_statistic(r / np.sqrt(effect.variance[use] * (df + 1)), df, *moments)
+        before, after = (t_pvals(t, df) for t in (tails, effect.statistic[use]))
+        assert (after >= before * (1 - 1e-9)).all()
+        assert (np.diff(after[np.argsort(before)]) >= -1e-12).all()
+        np.testing.assert_allclose(after[before > 0.01], before[before > 0.01], rtol=1e-9)
+        known = effect.variance > 0
+        z = effect.effect[known] / np.sqrt(effect.variance[known])
+        too_small.append(np.mean(beta_tails(z, effect.skewness[known], effect.kurtosis[known]) <= 0.001))
+        pvals = t_pvals(effect.statistic, effect.df)
+        small.append(np.mean(pvals <= 0.001))
+        discoveries.append(adjust_bh(pvals).min() <= 0.05)
+    assert np.mean(too_small) > 0.004
+    assert np.mean(small) < 0.002
+    assert np.mean(discoveries) < 0.2

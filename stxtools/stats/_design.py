@@ -86,6 +86,7 @@ def _combine(effects: Sequence[RegionEffect], alternative: Alternative, subjects
     if len(effects) > 1:
         names = ("effect", "variance", "df", "skewness", "kurtosis")
         stacked = [np.stack([getattr(e, m) for e in effects]) for m in names]
+        stacked[0] = stacked[0] * np.stack([e.shrinkage for e in effects])
         if subjects is not None:
             stacked = list(_of_subjects(subjects, *stacked))
         return combine_sections(*stacked, alternative=alternative)

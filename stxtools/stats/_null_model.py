@@ -25,6 +25,11 @@ _NUGGETS = np.array([0.0, 0.03, 0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0])
 _MAX_GRID = 1024
 _FIELDS = 4  # random fields simulated at a time
 _BATCH = 64  # labels drawn at a time
+_MOST_COPIED = 200  # observations of a region that is copied
+_LARGEST_COPIED = 0.25  # its diameter over the section's extent
+_REACH = 2.5  # spacings; farther from any observation, a position is outside
+_OUTSIDE = 0.2  # share of a copy that may be outside
+_TRIED = 40  # copies that show whether most fit
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,48 @@ class LabelSampler:
                 yield label
 
 
+class RegionCopies:
+    """Draws copies of a region of little extent: turned, mirrored and moved at random, of the nearest observations.
+
+    Thresholded fields are less compact than such a region.
+    """
+
+    def __init__(self, xy: Floats, label: Bools, pairs: LagPairs) -> None:
+        self._xy, self._tree, self._reach = xy, cKDTree(xy), _REACH * pairs.spacing
+        self._offsets = xy[label] - xy[label].mean(axis=0)
+        diameter = 2.0 * np.hypot(*self._offsets.T).max()
+        self._small = len(self._offsets) <= _MOST_COPIED and diameter <= _LARGEST_COPIED * pairs.extent
+
+    def possible(self, rng: np.random.Generator) -> bool:
+        """Whether the region is small, and most copies fit into the tissue."""
+        return self._small and sum(self._copy(rng) is not None for _ in range(_TRIED)) > _TRIED // 2
+
+    def draw(self, n_labels: int, rng: np.random.Generator) -> Iterator[Bools]:
+        """Yield labels."""
+        while n_labels:
+            copy = self._copy(rng)
+            if copy is not None:
+                label = np.zeros(len(self._xy), dtype=bool)
+                label[copy] = True
+                n_labels -= 1
+                yield label
+
+    def _copy(self, rng: np.random.Generator) -> Ints | None:
+        """Return as many observations as the region has, nearest to a copy of it; None if much of it lies outside."""
+        angle, mirror = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [mirror * np.sin(angle), mirror * np.cos(angle)]])
+        at = self._offsets @ turn + self._xy[rng.integers(len(self._xy))]
+        k, chosen = 4, np.zeros(0, dtype=np.int64)
+        while len(chosen) < len(at):
+            k = min(2 * k, len(self._xy))
+            distance, index = self._tree.query(at, k)
+            if (distance[:, 0] > self._reach).mean() > _OUTSIDE:
+                return None
+            by_distance = index.ravel()[np.argsort(distance.ravel(), kind="stable")]
+            chosen = by_distance[np.sort(np.unique(by_distance, return_index=True)[1])]
+        return chosen[: len(at)]
+
+
 class PackedLabels:
     """Labels as the bits of ``words`` (observations x words), less the ``share`` of the first one."""
 
@@ -215,5 +262,10 @@ class RegionDraws(PackedLabels):
         side = ~label if self.flipped else label
         self.model = fit_label_model(pairs, side)
         rng = np.random.default_rng([*seed, zlib.crc32(np.packbits(side).tobytes())])
-        drawn = LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng)
+        few = side.mean() <= 0.5
+        copies = RegionCopies(xy, side if few else ~side, pairs)
+        if copies.possible(rng):
+            drawn: Iterator[Bools] = (copy == few for copy in copies.draw(n_null, rng))
+        else:
+            drawn = LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng)
         super().__init__(chain([side], drawn), len(xy), 1 + n_null)

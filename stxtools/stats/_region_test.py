@@ -16,6 +16,7 @@ import numpy as np
 from stxtools._spatial.matrices import equal_blocks
 from stxtools._types import Bools, Csr, Floats, Floats32, Ints
 
+from ._calibration import calibrated
 from ._composition import (
     Adjustment,
     Covariates,
@@ -204,7 +205,13 @@ class _RegionTest:
         return significant[np.argsort(pvals[significant], kind="stable")][: int((first.variance > 0).sum()) // 2]
 
     def effect(self) -> RegionEffect:
-        effect = concatenated(self.blocks)
+        effect, one_sided = concatenated(self.blocks), self.contrast.alternative != "two-sided"
+        n_genes = int((effect.variance > 0).sum())
+        args = effect.statistic, effect.df, effect.null_tail, self.n_null, n_genes
+        statistic = calibrated(*args, one_sided=one_sided)
+        changed = statistic != effect.statistic
+        shrinkage = np.divide(statistic, effect.statistic, out=effect.shrinkage, where=changed)
+        effect = replace(effect, statistic=statistic, shrinkage=shrinkage)
         if not self.draws.flipped:
             return effect
         return replace(effect, effect=-effect.effect, statistic=-effect.statistic, skewness=-effect.skewness)

@@ -12,11 +12,12 @@ from stxtools._spatial.kernels import BITS
 from stxtools._spatial.matrices import row_view
 from stxtools._types import Array, Bools, Csr, Floats
 
+from ._calibration import PowerSums, null_tail
 from ._composition import PartialCorrelation
 from ._meta_analysis import Alternative
 from ._null_model import LabelModel
 from ._smooth import GeneSums, SmoothBasis, gene_sums, mean_and_variance
-from ._tails import region_statistic, shrunken_kurtosis
+from ._tails import region_statistic
 
 MIN_OBS = 3  # on each side; one or two spots have no correlogram
 PSEUDO = 1e-3  # expression units; keeps fold changes of absent genes finite
@@ -29,7 +30,8 @@ ONE_COUNT = 1.0  # pseudocount under the root: one molecule at median depth
 class RegionEffect:
     """Per gene: mean difference, its moments over random regions, t statistic, effective degrees of freedom.
 
-    Variance 0: the gene is constant in the section. The kurtosis is shrunken.
+    Variance 0: the gene is constant in the section. The kurtosis is shrunken. ``shrinkage`` is that of the statistic by
+    calibration, with ``null_tail``, the small p-values of random regions.
     """
 
     effect: Floats
@@ -38,6 +40,8 @@ class RegionEffect:
     df: Floats
     skewness: Floats
     kurtosis: Floats
+    shrinkage: Floats
+    null_tail: Floats
     model: LabelModel
 
 
@@ -119,29 +123,27 @@ def test_region(
 
     Without an ``alternative`` the test is the t-test of a correlation.
     """
-    square, cube, fourth = np.zeros((3, len(correlation.known)))
-    for first in range(0, n_null + 1, BITS):
-        null, residual = correlation(slice(first, min(first + BITS, n_null + 1)))
-        if first == 0:
+    sums = PowerSums(0, *np.zeros((3, len(correlation.known))))
+    parts = [slice(first, min(first + BITS, n_null + 1)) for first in range(0, n_null + 1, BITS)]
+    for part in parts:
+        null, residual = correlation(part)
+        if part.start == 0:
             r, label_ss, null = null[:, 0], residual[:, 0], null[:, 1:]
-        squares = null * null
-        square += squares.sum(axis=1)
-        cube += np.einsum("gb,gb->g", squares, null)
-        fourth += np.einsum("gb,gb->g", squares, squares)
-    known = correlation.known & (square > 0)
-    null_variance = np.where(known, square / n_null, 1.0)
-    # the correlation has null variance 1 / (n_eff - 1) (Dutilleul 1993), at least that of white noise
-    df = np.clip(1.0 / null_variance - 1.0, 1.0, max(n_obs - 2.0 - correlation.n_covariates, 1.0))
+        sums = sums.add(null)
+    known, most = correlation.known & (sums.square > 0), max(n_obs - 2.0 - correlation.n_covariates, 1.0)
+    df, skewness, kurtosis = sums.moments(most)
     r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
-    skewness = np.divide(cube * np.sqrt(n_null), square**1.5, out=np.zeros_like(cube), where=known)
-    kurtosis = np.divide(fourth * n_null, square**2, out=np.full_like(fourth, 3.0), where=known)
-    kurtosis = shrunken_kurtosis(kurtosis, df, n_null)
+    one_sided = alternative not in (None, "two-sided")
+    tail = np.zeros(0)
     if alternative is None:
         statistic = r * np.sqrt(df / (1.0 - r**2))
     else:
-        statistic = region_statistic(r, df, skewness, kurtosis, one_sided=alternative != "two-sided")
+        statistic = region_statistic(r, df, skewness, kurtosis, one_sided=one_sided)
+        nulls = (correlation(part)[0][:, int(part.start == 0) :] for part in parts)
+        tail = np.concatenate([null_tail(null, sums, most, one_sided=one_sided) for null in nulls])
     ratio = np.where(known, correlation.residual / label_ss, 0.0)
-    return RegionEffect(r * np.sqrt(ratio), null_variance * ratio, statistic, df, skewness, kurtosis, model)
+    variance = np.where(known, sums.square / n_null, 1.0) * ratio
+    return RegionEffect(r * np.sqrt(ratio), variance, statistic, df, skewness, kurtosis, np.ones_like(r), tail, model)
 
 
 def _linear(data: Array) -> Array:

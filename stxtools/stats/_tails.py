@@ -41,14 +41,19 @@ def shrunken_kurtosis(kurtosis: Floats, df: Floats, n_null: int) -> Floats:
 
 
 def region_statistic(r: Floats, df: Floats, skewness: Floats, kurtosis: Floats, *, one_sided: bool = False) -> Floats:
-    """Return t statistics (``df`` degrees of freedom) with the p-values of correlations under random regions.
+    """Return t statistics (``df`` degrees of freedom) with the p-values of correlations under random regions."""
+    half = 0.5 * region_pvals(r, df, skewness, kurtosis, one_sided=one_sided)
+    return np.sign(r) * np.maximum(stats.t.isf(half, df), -np.inf if one_sided else 0.0)
+
+
+def region_pvals(r: Floats, df: Floats, skewness: Floats, kurtosis: Floats, *, one_sided: bool = False) -> Floats:
+    """Return p-values of correlations, two-sided or twice those of one side.
 
     A beta distribution is bounded and its moments are estimates: no p-value is below the square of the t-test's.
     The null variance of r is 1 / (df + 1).
     """
-    t_pvals = 2.0 * stats.t.sf(np.abs(r) * np.sqrt(df / (1.0 - r**2)), df)
-    half = _half_tail(r * np.sqrt(df + 1.0), skewness, kurtosis, t_pvals, one_sided)
-    return np.sign(r) * np.maximum(stats.t.isf(half, df), -np.inf if one_sided else 0.0)
+    usual = 2.0 * stats.t.sf(np.abs(r) * np.sqrt(df / (1.0 - r**2)), df)
+    return 2.0 * _half_tail(r * np.sqrt(df + 1.0), skewness, kurtosis, usual, one_sided)
 
 
 def normal_scores(z: Floats, skewness: Floats, kurtosis: Floats, *, one_sided: bool = False) -> Floats:
