@@ -395,6 +395,7 @@ def test_summary_averages_folds_before_seeds(adata: ad.AnnData) -> None:
         ({"region_key": "compartment", "scheme": []}, ValueError, "scheme"),
         ({"region_key": "compartment", "genes": True}, TypeError, "`genes` must be"),
         ({"region_key": "compartment", "accelerator": ["cpu"]}, TypeError, "`accelerator`"),
+        ({"region_key": "compartment", "models": ["gnn"], "devices": 10**6}, ValueError, "`devices=1000000`"),
         ({"region_key": "compartment", "noise": 2.0}, ValueError, "noise"),
         ({"region_key": "compartment", "genes": 19}, ValueError, "at most 18"),
         ({"region_key": "compartment", "genes": ["none"]}, KeyError, "none"),

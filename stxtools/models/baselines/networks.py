@@ -26,9 +26,7 @@ class UNetAlone(Baseline):
                 sections,
                 labels=[np.where(c < 0, -1, np.searchsorted(seen, c)) for c in codes],
                 classes=[str(k) for k in seen],
-                random_state=self.random_state,
-                accelerator=self.accelerator,
-                show_progress=False,
+                **self.run,
             )
         return self
 
@@ -36,12 +34,12 @@ class UNetAlone(Baseline):
         """Probabilities; a class without any label in training has 0."""
         net = self.nets[target]
         seen = np.array([int(name) for name in net.classes])
-        predicted = net.predict(sections, accelerator=self.accelerator)
+        predicted = net.predict(sections, accelerator=self.run["accelerator"])
         return [widened(p.proba, seen, self.classes[target]) for p in predicted]
 
     def embed(self, sections: Sequence[EvaluationSection]) -> list[Array]:
         """Return the last features of all U-Nets, concatenated."""
-        predicted = [net.predict(sections, accelerator=self.accelerator) for net in self.nets.values()]
+        predicted = [net.predict(sections, accelerator=self.run["accelerator"]) for net in self.nets.values()]
         return [np.concatenate([p.features for p in parts], axis=1) for parts in zip(*predicted, strict=True)]
 
 
@@ -58,9 +56,7 @@ class SpotGNN(Baseline):
         self.net = TissueNet(alone | self.params).fit(
             tissue,
             classes={self.TASKS[target]: [str(k) for k in range(n)] for target, n in classes.items()},
-            random_state=self.random_state,
-            accelerator=self.accelerator,
-            show_progress=False,
+            **self.run,
         )
         return self
 
@@ -69,7 +65,7 @@ class SpotGNN(Baseline):
         return RegionSection(s, np.arange(s.n_obs), s.features, s.graph, codes)
 
     def _predicted(self, sections: Sequence[EvaluationSection]) -> list[TissuePrediction]:
-        return self.net.predict([self._spots(s, {}) for s in sections], accelerator=self.accelerator)
+        return self.net.predict([self._spots(s, {}) for s in sections], accelerator=self.run["accelerator"])
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Class probabilities of the observations."""

@@ -1,17 +1,19 @@
-"""Common interface of the baselines, and the simple ones."""
+"""Common interface of the baselines, the simple ones, and the names of all."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
-from sklearn.ensemble import RandomForestRegressor
-from sklearn.linear_model import RidgeCV
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -40,11 +42,10 @@ class EvaluationSection(Section):
 class Baseline(ABC):
     """A classifier of observations, for one or several targets."""
 
-    def __init__(
-        self, params: Mapping[str, Any] | None = None, *, random_state: int = 0, accelerator: str = "auto"
-    ) -> None:
-        self.params = dict(params or {})
-        self.random_state, self.accelerator = random_state, accelerator
+    def __init__(self, params: Mapping[str, Any] | None, run: Mapping[str, Any]) -> None:
+        """``run`` are the keywords of every ``fit``: seed, accelerator, devices and progress."""
+        self.params, self.run = dict(params or {}), dict(run)
+        self.seed = {"random_state": self.run["random_state"]}
         self.classes: dict[str, int] = {}
 
     def fit(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> Baseline:
@@ -79,7 +80,7 @@ def _regress(model: Any, features: Sequence[Any], values: Sequence[Floats]) -> l
 class PointwiseBaseline(Baseline):
     """A scikit-learn classifier (``make``) of the features of single observations (``read``)."""
 
-    def __init__(self, make: Callable[[int, dict[str, Any]], Any], read: Callable[..., Any], **kwargs: Any) -> None:
+    def __init__(self, make: Callable[..., Any], read: Callable[..., Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.make, self.read = make, read
 
@@ -91,7 +92,7 @@ class PointwiseBaseline(Baseline):
         for target, codes in labels.items():
             y = np.concatenate(list(codes))
             rows = np.flatnonzero(y >= 0)
-            self.fitted[target] = self.make(self.random_state, self.params).fit(x[rows], y[rows])
+            self.fitted[target] = self.make(**self.seed | self.params).fit(x[rows], y[rows])
         return self
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
@@ -109,7 +110,7 @@ class Forest(PointwiseBaseline):
 
     def predict_expression(self, sections: Sequence[EvaluationSection], values: Sequence[Floats]) -> list[Floats]:
         """Predict expression by a random forest."""
-        model = RandomForestRegressor(**{"random_state": self.random_state, "min_samples_leaf": 5} | self.params)
+        model = RandomForestRegressor(**self.seed | {"min_samples_leaf": 5} | self.params)
         features: list[Any] = self.embed(sections)
         return _regress(model, [f.toarray() if sparse.issparse(f) else f for f in features], values)
 
@@ -180,7 +181,7 @@ class FunctionBaseline(Baseline):
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
         """Call the function and check what it returns."""
         codes, n_classes = [c.copy() for c in self.labels[target]], self.classes[target]
-        proba = self.function(list(sections), codes, n_classes, self.random_state)
+        proba = self.function(list(sections), codes, n_classes, self.run["random_state"])
         shapes, expected = [np.shape(p) for p in proba], [(s.n_obs, n_classes) for s in sections]
         if shapes != expected:
             raise ValueError(
@@ -188,3 +189,33 @@ class FunctionBaseline(Baseline):
                 f"{shapes}; expected one array of class probabilities per section: {expected}."
             )
         return [np.asarray(p, dtype=np.float32) for p in proba]
+
+
+def _lda(**_: Any) -> Any:
+    return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+
+
+def _logistic(random_state: int, **params: Any) -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression(**{"C": 0.1, "max_iter": 2000} | params))
+
+
+_SIMPLE: dict[str, Callable[..., Baseline]] = {
+    "random_forest": partial(Forest, RandomForestClassifier, expression),
+    "random_forest_means": partial(Forest, RandomForestClassifier, means),
+    "lda": partial(PointwiseBaseline, _lda, means),
+    "logistic": partial(PointwiseBaseline, _logistic, means),
+    "nearest_label": NearestLabel,
+}
+_NETWORKS = ("unet", "gnn")
+BASELINES = (*_NETWORKS, *_SIMPLE)
+
+
+def baseline(name: str | Callable[..., Any], **kwargs: Any) -> Baseline:
+    """Return a baseline by name, or one that wraps a user's function."""
+    if not isinstance(name, str):
+        return FunctionBaseline(name, **kwargs)
+    if name in _NETWORKS:
+        from .networks import SpotGNN, UNetAlone  # imports PyTorch
+
+        return {"unet": UNetAlone, "gnn": SpotGNN}[name](**kwargs)
+    return _SIMPLE[name](**kwargs)

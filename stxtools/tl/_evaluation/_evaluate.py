@@ -7,11 +7,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from numbers import Integral
-from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ def evaluate(
     max_folds: int | None = None, n_seeds: int = 5, noise: float | Sequence[float] = 0.0,
     params: Mapping[str, Mapping[str, Any]] | None = None, checkpoint: str | os.PathLike[str] | None = None,
     use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto",
+    library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto", devices: int | str = 1,
     show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Benchmark models on held-out tissue, over folds, seeds and noise levels.
@@ -108,7 +108,7 @@ def evaluate(
     protocol = Protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"),
         n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
-        library_key=library_key, seed=seed, accelerator=accelerator,
+        library_key=library_key, seed=seed, accelerator=accelerator, devices=devices,
     )  # fmt: skip
     if isinstance(genes, Integral):
         genes = check_int("genes", genes, minimum=1, maximum=protocol.adata.n_vars - 2)
@@ -132,7 +132,7 @@ def evaluate(
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     """Return the registered name or the function of each model, by the name it is given."""
     stage("loading PyTorch")
-    from stxtools.models.baselines import BASELINES
+    from stxtools.models.baselines.simple import BASELINES
 
     if isinstance(models, Mapping):
         pairs = dict(models)
@@ -185,12 +185,8 @@ class Evaluation:
                     split = cache(partial(self._split, data, test))
                     for model in self.models:
                         unit = (model, scheme, seed, noise, fold)
-                        measured = store.rows(codes[model], *unit)
-                        if measured is None:
-                            bar.set_postfix({"model": model, "fold": fold})
-                            measured = self._measure(unit, test, *split())
-                            store.add(measured, codes[model], *unit)
-                        rows += measured
+                        bar.set_postfix({"model": model, "fold": fold})
+                        rows += store.rows(partial(self._measure, unit, test, split), codes[model], *unit)
                         bar.update(1)
         return rows
 
@@ -227,10 +223,10 @@ class Evaluation:
         return p.sections(p.features(~test) if shared is None else shared), scaled
 
     def _measure(
-        self, unit: tuple[Any, ...], test: Bools, sections: list[Any], expression: Array | None
+        self, unit: tuple[Any, ...], test: Bools, split: Callable[[], tuple[list[Any], Array | None]]
     ) -> list[dict[str, Any]]:
         """Train one model on one split and score each target."""
-        p, (name, scheme, seed, noise, fold) = self.protocol, unit
+        p, (name, scheme, seed, noise, fold), (sections, expression) = self.protocol, unit, split()
         start = time.perf_counter()
         model = p.new_model(self.models[name], self.params.get(name), seed)
         model.fit(sections, *p.labels(test))
@@ -309,25 +305,18 @@ class Checkpoint:
         if not usable:
             raise ValueError(f"`checkpoint={str(folder)!r}` must be a folder, new or not, within one that exists.")
 
-    def rows(self, *unit: Any) -> list[dict[str, Any]] | None:
-        """Return the rows of a finished unit; None where its file is missing or damaged."""
+    def rows(self, measure: Callable[[], list[dict[str, Any]]], *unit: Any) -> list[dict[str, Any]]:
+        """Return the rows of a unit: those of its file, or, where that is missing or damaged, of ``measure``."""
         if self.folder is None:
-            return None
-        try:
-            return list(json.loads(self._path(unit).read_text(encoding="utf-8")))
-        except (FileNotFoundError, TypeError, ValueError):
-            return None
-
-    def add(self, rows: Sequence[Mapping[str, Any]], *unit: Any) -> None:
-        """Write the rows of a finished unit."""
-        if self.folder is None:
-            return
+            return measure()
+        path = self.folder / f"{settings_fingerprint({'settings': self.settings, 'unit': unit})}.json"
+        with suppress(FileNotFoundError, TypeError, ValueError):
+            return list(json.loads(path.read_text(encoding="utf-8")))
+        rows = measure()
         try:
             self.folder.mkdir(exist_ok=True)
-            write_text(self._path(unit), json.dumps(rows))
+            write_text(path, json.dumps(rows))
         except OSError as err:
             message = f"`checkpoint` cannot be written ({err.strerror or err})"
             raise OSError(err.errno, message, str(self.folder)) from err
-
-    def _path(self, unit: tuple[Any, ...]) -> Path:
-        return Path(self.folder or "") / f"{settings_fingerprint({'settings': self.settings, 'unit': unit})}.json"
+        return rows

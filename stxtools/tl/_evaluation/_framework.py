@@ -35,9 +35,6 @@ class Framework(Baseline):
             raise ValueError(f"Unknown stage(s) of the framework: {', '.join(unknown)}; it has {', '.join(_STAGES)}.")
         return self.train(self.prepare(sections, labels, classes), classes)
 
-    def _common(self) -> dict[str, Any]:
-        return {"random_state": self.random_state, "accelerator": self.accelerator, "show_progress": False}
-
     def prepare(self, sections: Sequence[EvaluationSection], labels: Labels, classes: Classes) -> AnnData:
         """Return an AnnData of the sections with labels, compartments and region graph."""
         # the classifier of genes, which predicts in sections without labels, chooses among all genes
@@ -46,10 +43,9 @@ class Framework(Baseline):
             column = categorical(np.concatenate(list(codes)), [str(k) for k in range(classes[target])])
             adata.obs[_TRUTH.format(target)] = column.remove_unused_categories()
         labels_key = _TRUTH.format("region" if "region" in labels else next(iter(labels)))
-        arguments = {"labels_key": labels_key, "use_rep": _REP, "library_key": _LIBRARY} | self._common()
+        arguments = {"labels_key": labels_key, "use_rep": _REP, "library_key": _LIBRARY} | self.run
         segment(adata, **arguments | dict(self.params.get("segment", {})))
-        seed: dict[str, Any] = {"random_state": self.random_state}
-        region_graph(adata, **seed | dict(self.params.get("region_graph", {})))
+        region_graph(adata, **self.seed | dict(self.params.get("region_graph", {})))
         return adata
 
     def train(self, adata: AnnData, classes: Classes) -> Framework:
@@ -66,7 +62,7 @@ class Framework(Baseline):
             genes = tuple(adata.var_names[adata.var[_VARIABLE]]) or bool(adata.X.min() >= 0)
             params = replace(params, genes=genes)
         tasks: dict[str, Any] = {f"{target}_key": _TRUTH.format(target) for target in self.classes}
-        tasks |= {"use_rep": _REP} | genes_to_predict | self._common()
+        tasks |= {"use_rep": _REP} | genes_to_predict | self.run
         multitask(adata, **tasks | arguments | {"params": params})
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:

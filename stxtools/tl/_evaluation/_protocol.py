@@ -62,7 +62,7 @@ class Protocol:
     def __init__(
         self, adata: AnnData, keys: Mapping[str, str | None], schemes: Sequence[str], allowed: Sequence[str] = SCHEMES,
         *, n_folds: int, max_folds: int | None, use_rep: str | None, layer: str | None, spatial_key: str,
-        library_key: str | bool | None, seed: int, accelerator: str,
+        library_key: str | bool | None, seed: int, accelerator: str, devices: int | str,
     ) -> None:  # fmt: skip
         for name in schemes or [""]:
             check_choice("scheme", name, allowed)
@@ -76,8 +76,8 @@ class Protocol:
             check_in(adata, "obsm", use_rep, "use_rep")
         self.targets, self.n_folds = _targets(adata, keys), check_int("n_folds", n_folds, minimum=2)
         self.max_folds = None if max_folds is None else check_int("max_folds", max_folds, minimum=1)
-        self.use_rep, self.layer, self.seed, self.accelerator = use_rep, layer, seed, accelerator
-        self.adata = adata
+        self.use_rep, self.layer, self.seed, self.adata = use_rep, layer, seed, adata
+        self.run: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "show_progress": False}
         self.record: dict[str, Any] = {f"{name}_key": key for name, key in keys.items()} | {
             "n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer, "random_state": seed,
             "spatial_key": spatial_key, "library_key": library_key,
@@ -172,14 +172,14 @@ class Protocol:
 
     def new_model(self, name: str | Callable[..., Any], params: Mapping[str, Any] | None, seed: int) -> Any:
         """Return an untrained model: the framework, a baseline, or a user's function."""
-        arguments: dict[str, Any] = {"params": params, "random_state": seed, "accelerator": self.accelerator}
+        run = self.run | {"random_state": seed}
         if name == "framework":
             from ._framework import Framework  # which imports the whole pipeline
 
-            return Framework(**arguments)
-        from stxtools.models.baselines import baseline
+            return Framework(params, run)
+        from stxtools.models.baselines.simple import baseline
 
-        return baseline(name, **arguments)
+        return baseline(name, params=params, run=run)
 
     def scores(self, test: Bools, proba: Mapping[str, Any]) -> Iterator[tuple[Target, dict[str, float]]]:
         """Yield each target with the scores of its test part."""

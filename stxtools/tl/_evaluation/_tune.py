@@ -56,7 +56,7 @@ def tune(
     params: Mapping[str, Any] | None = None, stages: Mapping[str, Mapping[str, Any]] | None = None, storage: Any = None,
     scheme: Literal["block", "library"] = "block", n_folds: int = 3, max_folds: int | None = None,
     use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto",
+    library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto", devices: int | str = 1,
     show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Tune hyperparameters of the U-Net, the graph network or the loss weights with Optuna.
@@ -119,7 +119,7 @@ def tune(
     protocol = Protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, [scheme], [s for s in SCHEMES if s not in LEAKY],
         n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
-        library_key=library_key, seed=seed, accelerator=accelerator,
+        library_key=library_key, seed=seed, accelerator=accelerator, devices=devices,
     )  # fmt: skip
     n_grid = prod(len(values) for values in fields.values())
     study = Search(
@@ -285,9 +285,6 @@ def search_space(
 
     kind: Any = SegmenterParams if part == "unet" else TissueNetParams
     resolve(fixed, kind)
-    for name, value in fixed.items():
-        if not isinstance(value, (bool, int, float, str)):
-            raise TypeError(f"`params[{name!r}]` is {value!r}; numbers, strings and booleans can be fixed.")
     if space is not None and not (isinstance(space, Mapping) and all(map(_is_list, space.values()))):
         raise TypeError(f"`space` must map fields to lists of the values to try, not {space!r}.")
     defaults = {name: values for name, values in PARTS[part][1].items() if name not in fixed}
@@ -296,10 +293,10 @@ def search_space(
         raise ValueError(f"{', '.join(both)}: a field is either searched (`space`) or fixed (`params`).")
     if not out or not all(out.values()):
         raise ValueError("`space` is empty, or one of its fields has no value to choose from.")
-    for name, values in out.items():
+    for name, values in (out | {name: [value] for name, value in fixed.items()}).items():
         for value in values:
             if not isinstance(value, (bool, int, float, str)):
-                raise TypeError(f"`space[{name!r}]` holds {value!r}; numbers, strings and booleans can be searched.")
+                raise TypeError(f"{name}={value!r}: numbers, strings and booleans can be searched or fixed.")
             resolve({name: value}, kind)
     return out
 
