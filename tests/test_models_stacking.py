@@ -18,9 +18,8 @@ import stxtools as st
 from stxtools.models import GeneSection
 from stxtools.models.ensemble.discriminant import Linear
 from stxtools.models.ensemble.gene_classifier import GeneClassifier
-from stxtools.models.ensemble.label_propagation import propagated_logits
 from stxtools.models.ensemble.linear import LinearInput, linear_classifier, linear_regression, ridge_logistic
-from stxtools.models.ensemble.stacking import Ensemble, OutOfFold, Stack, Weights, out_of_fold
+from stxtools.models.ensemble.stacking import Ensemble, OutOfFold, Stack, Weights, out_of_fold, propagated_logits
 from stxtools.models.ensemble.trees import LEAF, N_TREES, grow_trees
 
 QUICK = {"epochs": 2, "pretrain": "none", "unet": False, "hidden": 16, "out_channels": 8}

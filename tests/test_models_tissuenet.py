@@ -10,7 +10,7 @@ from scipy import sparse
 
 from stxtools._spatial.smoothing import averages, dense_means, nearest
 from stxtools.models import GeneProjection, RegionSection, Section
-from stxtools.models.tissuenet.genes import SmoothedGenes
+from stxtools.models.tissuenet.features import SmoothedGenes
 from stxtools.models.tissuenet.inputs import groups_of, held_out, made_for_others, region_means
 from stxtools.models.tissuenet.student import with_readout
 

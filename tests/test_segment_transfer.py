@@ -9,8 +9,7 @@ from sklearn.linear_model import RidgeClassifier
 
 import stxtools as st
 from stxtools.models import GeneSection, Segmenter
-from stxtools.models.ensemble.gene_means import SIZES, GeneMeans
-from stxtools.models.ensemble.moments import PENALTY, LabelMoments
+from stxtools.models.ensemble.gene_means import PENALTY, SIZES, GeneMeans, LabelMoments
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_unet_starts_from_the_pretrained_weights(pretrained):
     begun = start.starting_point()
     begun.classes = ["a", "b"]
     for name, weight in begun._new_net().unet.state_dict().items():
-        np.testing.assert_array_equal(weight.numpy(), start.start[name].numpy())
+        np.testing.assert_array_equal(weight.numpy(), start.start.state_dict()[name].numpy())
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,9 @@ _FORMAT_VERSION = 4
 
 _ARRAY, _KIND = "__array__", "__kind__"  # keys of the name of an array, and of the class of a dataclass
 _DATACLASSES = {
-    "GeneProjection": "_projection", "FeatureScaling": "_section", "SmoothedGenes": "tissuenet.genes",
-    "GeneClassifier": "ensemble.gene_classifier", "LabelMoments": "ensemble.moments", "Linear": "ensemble.discriminant",
-    "Trees": "ensemble.trees", "Weights": "ensemble.stacking", "Stack": "ensemble.stacking",
-    "Ensemble": "ensemble.stacking",
+    "GeneProjection": "_projection", "FeatureScaling": "_section", "SmoothedGenes": "tissuenet.features",
+    "GeneClassifier": "ensemble.gene_classifier", "LabelMoments": "ensemble.gene_means", "Trees": "ensemble.trees",
+    "Linear": "ensemble.discriminant", **dict.fromkeys(("Weights", "Stack", "Ensemble"), "ensemble.stacking"),
 }  # fmt: skip
 
 M = TypeVar("M", bound=nn.Module)
@@ -88,13 +87,6 @@ def packed(value: Any, name: str, arrays: dict[str, Array]) -> Any:
     return kind | {key: packed(part, f"{name}.{key}" if name else key, arrays) for key, part in value.items()}
 
 
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(
-        f"The model file {str(path)!r} is damaged: {what}. Copy it again from where it came from, or train and save "
-        "the model again."
-    )
-
-
 def write_model(path: str | os.PathLike[str], kind: str, config: dict[str, Any], arrays: Mapping[str, Array]) -> None:
     """Write a model file atomically; ``config`` is stored as JSON."""
     from safetensors.numpy import save
@@ -136,9 +128,7 @@ def read_model(path: str | os.PathLike[str]) -> ModelFile:
         raise OSError(err.errno, f"The model file cannot be read ({err.strerror or err})", str(source)) from err
     if text is None:
         raise ValueError(f"{str(source)!r} is a safetensors file, but not a model file written by stxtools.")
-    header = _header(source, text)
-    if header.get("checksum") != _checksum(header, arrays):
-        raise _damaged(source, "its values are not those that were saved (the checksum differs)")
+    header = _header(source, text, arrays)
     return ModelFile(source, header["kind"], header["config"], arrays)
 
 
@@ -153,13 +143,18 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     return source
 
 
-def _header(source: Path, text: str) -> dict[str, Any]:
-    """Return the metadata of a model file of this version."""
+def _header(source: Path, text: str, arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Return the metadata of a model file of this version, whose content is what was saved."""
     try:
         header = dict(json.loads(text))
         version = header["version"]
+        if version == _FORMAT_VERSION and header.get("checksum") != _checksum(header, arrays):
+            raise ValueError("its values are not those that were saved: the checksum differs")
     except (ValueError, TypeError, KeyError, RecursionError) as err:
-        raise _damaged(source, f"its metadata is not JSON with a version ({type(err).__name__})") from err
+        raise ValueError(
+            f"The model file {str(source)!r} is damaged ({type(err).__name__}: {err}). Copy it again from where it "
+            "came from, or train and save the model again."
+        ) from err
     if version != _FORMAT_VERSION:
         older = isinstance(version, int) and version < _FORMAT_VERSION
         raise ValueError(

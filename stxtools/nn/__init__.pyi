@@ -1,6 +1,3 @@
-from ._losses import nt_xent as nt_xent
-from ._losses import soft_cross_entropy as soft_cross_entropy
-from ._losses import weighted_mse as weighted_mse
 from ._options import Training as Training
 from ._options import best_device as best_device
 from ._options import seeded as seeded
@@ -8,6 +5,9 @@ from ._segmentation import ContrastivePretraining as ContrastivePretraining
 from ._segmentation import DistillationTask as DistillationTask
 from ._segmentation import MaskedPretraining as MaskedPretraining
 from ._segmentation import SegmentationTask as SegmentationTask
+from ._segmentation import nt_xent as nt_xent
+from ._segmentation import soft_cross_entropy as soft_cross_entropy
+from ._segmentation import weighted_mse as weighted_mse
 from ._tiles import LARGEST_TILE as LARGEST_TILE
 from ._tiles import PixelRaster as PixelRaster
 from ._tiles import predict_pixels as predict_pixels

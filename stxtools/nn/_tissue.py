@@ -27,9 +27,6 @@ with warnings.catch_warnings():  # raised while PyTorch Geometric is imported
 class GatedGATv2(GATv2Conv):
     """GATv2 (Brody et al. 2022) with a gate on every message, whose gradient is the importance of an edge."""
 
-    def __init__(self, in_channels: int, out_channels: int, heads: int) -> None:
-        super().__init__(in_channels, out_channels, heads=heads, add_self_loops=False)
-
     def edge_update(
         self, x_j: Tensor, x_i: Tensor, edge_attr: OptTensor, index: Tensor, ptr: OptTensor, dim_size: int | None
     ) -> Tensor:
@@ -57,7 +54,7 @@ class RegionGNN(nn.Module):
             if conv == "sum":
                 self.convs.append(GCNConv(a, b, add_self_loops=False, normalize=False))
             else:
-                layer = GatedGATv2(a, b // heads, heads)
+                layer = GatedGATv2(a, b // heads, heads, add_self_loops=False)
                 for linear in (layer.lin_l, layer.lin_r):
                     nn.init.xavier_uniform_(linear.weight)
                 self.convs.append(layer)
@@ -219,7 +216,8 @@ class TissueModule(nn.Module):
             parts.append(self.reader(g.features))
         if self.unet is not None and g.x is not None and g.occupied is not None:
             features = self.unet(_turn(g.x[None], turn), _turn(g.occupied[None], turn))
-            parts.append(_turn_back(features, turn)[0].flatten(1)[:, g.pixel].T)
+            back = turn if turn >= 4 else -turn % 4  # a reflection is its own inverse
+            parts.append(_turn(features, back)[0].flatten(1)[:, g.pixel].T)
         return torch.cat(parts, dim=1) if parts else None
 
 
@@ -232,8 +230,3 @@ def _turn(x: Tensor, turn: int) -> Tensor:
     """Apply one of the eight rotations and reflections of a square grid."""
     x = x.flip(-1) if turn >= 4 else x
     return torch.rot90(x, turn % 4, (-2, -1))
-
-
-def _turn_back(x: Tensor, turn: int) -> Tensor:
-    x = torch.rot90(x, -(turn % 4), (-2, -1))
-    return x.flip(-1) if turn >= 4 else x

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ._losses import reconstruction_error, soft_cross_entropy, weighted_mse
 from ._options import Training
+from ._segmentation import reconstruction_error, soft_cross_entropy, weighted_mse
 from ._tissue import GraphTensors, TissueModule
 from ._training import Task
 from ._unet import UNet

@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import inf, isfinite, isnan, nan
 from multiprocessing import active_children
 from numbers import Integral
@@ -152,19 +152,6 @@ def make_fabric(accelerator: str, devices: int | str) -> Any:
         ) from err
 
 
-@contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch use ``count`` CPU threads within the block; None changes nothing."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
-
-
 def run_training(
     task: Task, train: DataLoader[Any], val: DataLoader[Any] | None, *, stage: str = "train", desc: str = "training",
     threads: int | None = None, **run: Unpack[RunOptions],
@@ -178,9 +165,12 @@ def run_training(
         GLOBAL_LOCK,
         progress(task.training_params.max_epochs, desc, run["show_progress"]) as bar,
         _quiet_lightning(),
-        _torch_threads(threads),
+        ExitStack() as restored,
         tempfile.TemporaryDirectory() as folder,
     ):
+        if threads is not None:
+            restored.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
         fabric, file = make_fabric(run["accelerator"], run["devices"]), Path(folder, "trained")
         with _terminate_processes():
             result = fabric.launch(_fit, task, (train, val), bar, file, run["random_state"], os.getpid())

@@ -138,7 +138,7 @@ def _task_and_weight(model: TissueNet, task: str | None, of: str) -> tuple[str, 
     task = list(model.classes)[-1] if task is None else task
     check_choice("task", task, tuple(model.classes))
     check_choice("of", of, ("ensemble", "network"))
-    weight = 1.0 if of == "network" else model.elsewhere(task).weights.network
+    weight = 1.0 if of == "network" else model.unlabelled_stack(task).weights.network
     if weight == 0:
         raise ValueError(
             f"The network has weight 0 in the ensemble that predicts {task!r}: neither attention nor edges change what "

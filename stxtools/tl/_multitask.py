@@ -140,7 +140,7 @@ def multitask(
     if applied is None:
         fitted.fit(
             sections, classes={task: names for task, (_, names) in labels.items()}, expression=targets,
-            kept=save_model is not None, random_state=random_state, accelerator=accelerator, devices=devices,
+            inductive=save_model is not None, random_state=random_state, accelerator=accelerator, devices=devices,
             show_progress=show_progress,
         )  # fmt: skip
     predictions = fitted.predict(sections, accelerator=accelerator)
@@ -217,7 +217,7 @@ def _warn_about_network(model: TissueNet, weights: pd.DataFrame, key: str, *, sa
             f"{training['uninformed_loss']:.3g}, that of predicting the classes' shares. {what}; embeddings and "
             "attention are those of this network. More labels, more epochs or a smaller `params['lr']` may help."
         )
-    elif not named and any(model.elsewhere(task).weights.network == 0 for task in model.classes):
+    elif not named and any(model.unlabelled_stack(task).weights.network == 0 for task in model.classes):
         where = sorted(set(weights.loc[weights["network"] == 0, "library"]))
         if where or saved:
             scope = f"in {listing(where)}" if where else "in the sections that the saved model will be applied to"

@@ -16,8 +16,19 @@ from stxtools._spatial.points import evenly_spread
 from stxtools._types import Bools, Floats, Floats32, Ints
 
 from .discriminant import shrinkage_lda, standardised
-from .gene_means import READ_GENES, SIZES, GeneMeans, GeneSection, select_genes
-from .moments import N_COMPS, PENALTY, LabelledSection, LabelMoments, LinearMembers, moments_of
+from .gene_means import (
+    N_COMPS,
+    PENALTY,
+    READ_GENES,
+    SIZES,
+    GeneMeans,
+    GeneSection,
+    LabelledSection,
+    LabelMoments,
+    LinearMembers,
+    moments_of,
+    select_genes,
+)
 
 RIDGE_SCALE = 6.0  # from scores to logits
 _ALONE = 5000.0  # penalty of the ridge at which each gene counts by itself
@@ -80,7 +91,7 @@ class GeneClassifier:
         ]
         centre, scale = (np.mean([getattr(m, name) for m in means], axis=0) for name in ("centre", "scale"))
         fitted = moments_of(genes, sections), centre.astype(np.float32), (1 / scale).astype(np.float32)
-        sections = [s._replace(means=s.means.leading(READ_GENES)) for s in sections]
+        sections = [s._replace(means=s.means.best()) for s in sections]
         several_batches = batch is not None and len(np.unique(batch[labelled])) > 1
         penalties = (PENALTY, _ALONE) if several_batches or len(sections) >= _SEVERAL else (PENALTY,)
         held_out, priors = _held_out(genes, sections, _folds([e.xy for e in expression], rng), penalties)
@@ -97,7 +108,7 @@ class GeneClassifier:
     def predict(self, section: GeneSection, *, labels: Ints | None = None, adapt: bool = True) -> Prediction:
         """Predict a section, which may lack some of the genes and may have some ``labels`` itself."""
         means, members, ours = self.solve_for(section)
-        logits, prior = _MemberLogits.of(members, means, means.axes(N_COMPS)), self.moments.prior
+        logits, prior = _MemberLogits.of(members, means, means.axes()), self.moments.prior
         if not self.alone:
             if adapt and means.n_obs >= _ADAPT_FROM:
                 logits = logits.shifted(_SHIFT * self._shift_to_sources(means, members, ours))
@@ -161,11 +172,9 @@ def _held_out(
     penalties: Sequence[float],
 ) -> tuple[dict[float, list[_MemberLogits]], list[Floats]]:  # fmt: skip
     """Out-of-fold logits of each section for each penalty, and the class shares in its training folds."""
-    logits: dict[float, list[_MemberLogits]] = {penalty: [] for penalty in penalties}
-    for means, share, _ in sections:
-        components = means.components(means.axes(N_COMPS))
-        for of_sections in logits.values():
-            of_sections.append(_MemberLogits(np.zeros_like(share), np.zeros_like(share), components))
+    components = [standardised(np.hstack(m.projected([m.axes()] * 2))) for m, _, _ in sections]
+    logits = {penalty: [_MemberLogits(np.zeros_like(s.share), np.zeros_like(s.share), c)
+                        for s, c in zip(sections, components, strict=True)] for penalty in penalties}  # fmt: skip
     priors = [np.zeros(s.share.shape[1]) for s in sections]
     for held in folds:
         training = [s._replace(weight=np.where(h, 0.0, s.weight)) for s, h in zip(sections, held, strict=True)]

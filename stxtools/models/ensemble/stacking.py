@@ -1,4 +1,4 @@
-"""Stacking (Wolpert 1992): weights of the members' logits with the lowest out-of-fold cross-entropy."""
+"""Stacking (Wolpert 1992) of the members' logits, and label propagation, a member without parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.optimize import minimize
+from scipy.spatial import cKDTree
 from scipy.special import log_softmax
 
 from stxtools._types import Bools, Floats, Floats32, Ints, Reals
@@ -15,11 +17,14 @@ from stxtools._types import Bools, Floats, Floats32, Ints, Reals
 from .discriminant import Linear
 from .gene_classifier import GeneClassifier
 from .gene_means import GeneSection
-from .label_propagation import BANDWIDTHS, propagated_logits, typical_gap
 from .trees import Trees
 
 _MAX_WEIGHT = 4.0
 _MIN_GAIN = 1e-3  # of cross-entropy, by label propagation
+_BANDWIDTHS = (0.5, 1.0, 2.0, 4.0)  # in distances of held-out observations to the nearest label
+_CELLS = 3  # grid cells in one standard deviation of the kernel
+_LARGEST = 512  # cells on a side at most
+_PRIOR = 0.05  # weight of the section's class shares, in that of a well-labelled position
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,10 @@ class Weights:
     genes: float = 0.0
 
     def with_network(self, share: float) -> Weights:
-        """Weights with the network at ``share``; the others keep their proportions."""
-        others = {name: (1 - share) * getattr(self, name) for name in ("linear", "trees", "label_propagation", "genes")}
-        return replace(self, network=share, **others)
+        """Weights with the network at ``share``, or alone if no other has one; the others keep their proportions."""
+        others = {name: getattr(self, name) for name in ("linear", "trees", "label_propagation", "genes")}
+        share = share if any(others.values()) else float(share > 0)
+        return replace(self, network=share, **{name: (1 - share) * weight for name, weight in others.items()})
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def out_of_fold(
     if not splits:
         return None
     ends = np.cumsum([len(xy) for xy, _ in sections])[:-1]
-    unit = float(np.mean([typical_gap(sections, *division) for division in divisions])) if label_propagation else 0.0
+    unit = float(np.mean([_typical_gap(sections, *division) for division in divisions])) if label_propagation else 0.0
 
     def propagated(bandwidth: float, held: Bools) -> Floats:
         parts = zip(sections, np.split(np.where(held, -1, codes), ends), strict=True)
@@ -139,7 +145,7 @@ def out_of_fold(
 
     return OutOfFold(
         {name: np.concatenate([member(*split) for split in splits]) for name, member in members.items()},
-        {b * unit: np.concatenate([propagated(b * unit, held) for _, held in splits]) for b in BANDWIDTHS if unit > 0},
+        {b * unit: np.concatenate([propagated(b * unit, held) for _, held in splits]) for b in _BANDWIDTHS if unit > 0},
         np.concatenate([codes[held] for _, held in splits]),
     )
 
@@ -151,3 +157,44 @@ def _splits(codes: Ints, fold: Ints, known: Bools) -> Iterator[tuple[Bools, Bool
         seen = known & ~held
         if len(np.unique(codes[seen])) > 1:
             yield seen, held
+
+
+def propagated_logits(xy: Floats, codes: Ints, n_classes: int, bandwidth: float) -> Floats:
+    """Log ratio of the class shares around each observation to those of the section, (n, K).
+
+    Like correct and smooth (Huang et al. 2021), it reads nearby labels alone.
+    """
+    known = codes >= 0
+    if not known.any():
+        return np.zeros((len(xy), n_classes))
+    low, span = xy.min(axis=0), np.ptp(xy, axis=0)
+    step = max(bandwidth / _CELLS, float(span.max()) / _LARGEST, 1e-12)
+    shape = tuple(int(s / step) + 2 for s in span)
+    at = (xy - low) / step
+    cell = np.rint(at[known]).astype(np.int64)
+    flat = np.ravel_multi_index((cell[:, 0], cell[:, 1]), shape)
+    density = np.empty((len(xy), n_classes))
+    for c in range(n_classes):
+        count = np.bincount(flat[codes[known] == c], minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+        smooth = gaussian_filter(count, bandwidth / step, mode="constant", truncate=3.0)
+        density[:, c] = map_coordinates(smooth, at.T, order=1, mode="nearest")
+    density = np.maximum(density, 0.0)
+    share = np.bincount(codes[known], minlength=n_classes) / known.sum()
+    prior = _PRIOR * float(np.median(density[known].sum(axis=1)))
+    seen = share > 0
+    logits = np.zeros_like(density)
+    total = density.sum(axis=1, keepdims=True) + prior
+    logits[:, seen] = np.log((density[:, seen] + prior * share[seen]) / total) - np.log(share[seen])
+    logits[:, ~seen] = logits[:, seen].min(axis=1, keepdims=True)
+    return logits
+
+
+def _typical_gap(sections: Sequence[tuple[Floats, Ints]], fold: Ints, known: Bools) -> float:
+    """Median distance of held-out observations to the nearest label in the other folds."""
+    distances, ends = [], np.cumsum([len(xy) for xy, _ in sections])[:-1]
+    for (xy, _), labelled, folds in zip(sections, np.split(known, ends), np.split(fold, ends), strict=True):
+        for k in np.unique(folds[labelled]):
+            seen, held = xy[labelled & (folds != k)], xy[labelled & (folds == k)]
+            if len(seen):
+                distances.append(cKDTree(seen).query(held)[0])
+    return float(np.median(np.concatenate(distances))) if distances else 0.0

@@ -24,11 +24,11 @@ class RegionAttribution:
             out = self.module(self.graph)
         self.nodes, self.n = out.inputs.detach(), len(out.inputs)
         at_obs = out.obs_logits[task].numpy()
-        self.weight, others, mean = net.other_members(task, at_obs, self.graph, section)
+        self.weight, others, mean = net.member_logits(task, at_obs, self.graph, section)
         if network_only:
             self.weight, others, mean = 1.0, np.zeros_like(others), np.zeros_like(mean)
         self._others, self._at_regions = (torch.from_numpy(a.astype(np.float32)) for a in (others, mean))
-        stack = net.elsewhere(task)
+        stack = net.unlabelled_stack(task)
         self._linear: Tensor | None = None
         if stack.linear is not None and not network_only:
             self._linear = torch.from_numpy((stack.weights.linear * stack.linear.coef).astype(np.float32))

@@ -81,7 +81,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.batch, self.distance, self.centre = np.zeros(1, np.int64), np.zeros(1), np.zeros(1, np.int64)
         self.image_key: str | None = None
         self.temperature = 1.0
-        self.start: dict[str, torch.Tensor] | None = None
+        self.start: UNet | None = None  # pretrained, from which training starts
         self.gene_classifier: GeneClassifier | None = None  # predicts other sections
         self.ids: dict[str, str] = {}  # second names of its genes
 
@@ -178,7 +178,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         with seeded(run["random_state"]):
             unet = self._new_unet()
         self._pretrain(unet, rasters, run)
-        self.start = _copied_weights(unet)
+        self.start = unet
         return self
 
     def _offsets_for_all(self, tensors: list[PixelRaster], features: Floats32) -> Floats:
@@ -228,7 +228,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     def _new_net(self) -> SegmentationNet:
         unet = self._new_unet()
         if self.start is not None:
-            unet.load_state_dict(self.start)
+            unet.load_state_dict(self.start.state_dict())
         return SegmentationNet(unet, len(self.classes))
 
     def _train(self, tensors: list[PixelRaster], run: RunOptions) -> list[tuple[Floats32, Floats32]]:
@@ -319,7 +319,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
     def _weights(self) -> Mapping[str, torch.Tensor]:
         if self.net is None and self.start is not None:  # pretrained only
-            return {f"unet.{name}": value for name, value in self.start.items()}
+            return {f"unet.{name}": value for name, value in self.start.state_dict().items()}
         return super()._weights()
 
     def _state(self) -> dict[str, Any]:
@@ -330,18 +330,13 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         if self.classes:
             super()._read_net(file)
         else:
-            self.start = file.module(self._new_unet, "net.unet.").state_dict()
+            self.start = file.module(self._new_unet, "net.unet.")
 
     def starting_point(self) -> Segmenter:
         """Return an untrained Segmenter with this one's input and parameters; its training starts from this U-Net."""
         out = Segmenter(self.params)
         out.projection, out.use_rep, out.image_key = self.projection, self.use_rep, self.image_key
         out.scaling = self.scaling
-        out.start = self.start if self.net is None else _copied_weights(self.net.unet)
-        if out.start is None:
-            raise ValueError("This Segmenter is not trained; call `fit` or `pretrain`, or load a saved one.")
+        pretrained_only = self.net is None and self.start is not None
+        out.start = self.start if pretrained_only else self.fitted_net().unet
         return out
-
-
-def _copied_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from operator import itemgetter
 
 import numpy as np
 from scipy import sparse
@@ -29,11 +29,7 @@ _PROBES = 1000  # observations around which residuals are correlated
 _RINGS = (1, 7, 19, 37, 61, 91, 127)  # observations within so many rings of a hexagonal lattice
 
 
-class Choice(NamedTuple):
-    """Number of segments, 1 if no component is spatial, and the BIC and stability of all that were tried."""
-
-    k: int
-    curve: dict[str, list[float]]
+Choice = tuple[int, dict[str, list[float]]]  # number of segments; numbers that were tried, their stability and BIC
 
 
 def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choice:
@@ -53,14 +49,14 @@ def choose_number(sections: Sequence[Section], rng: np.random.Generator) -> Choi
             "There is no spatial structure (no component varies more than in permuted observations): one segment. "
             "Pass `n_segments=` to get more.",
         )
-        return Choice(1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]})
+        return 1, {"n_segments": [1], "stability": [1.0], "bic": [0.0]}
     ks = [k for k in range(1, _MAX_SEGMENTS + 1) if k <= max(2, n // 20)]
     parts, edge_preserving = np.split(x, np.cumsum([s.n_obs for s in sections])[:-1]), []
     for s, sample, part in zip(sections, samples, parts, strict=True):
         means = Neighbourhoods(part, s.xy, sample.rows).edge_preserving_means(s.graph, [_TOLERANCE])
         edge_preserving.append(means[_TOLERANCE])
     views = (z, np.concatenate(edge_preserving).astype(np.float64))
-    return min((_lowest_bic(view, ks, n, window, samples, rng) for view in views), key=lambda choice: choice.k)
+    return min((_lowest_bic(view, ks, n, window, samples, rng) for view in views), key=itemgetter(0))
 
 
 def _lowest_bic(
@@ -79,7 +75,7 @@ def _lowest_bic(
     some = z[some_rows(len(z), 3000, rng)]
     partitions = zip(*(m.partitions(some) for m in fitted), strict=True)
     stability = [float(pairwise_rand_index(p)[pairs].mean()) for p in partitions]
-    return Choice(ks[1 + int(bic[1:].argmin())], {"n_segments": list(ks), "stability": stability, "bic": bic.tolist()})
+    return ks[1 + int(bic[1:].argmin())], {"n_segments": list(ks), "stability": stability, "bic": bic.tolist()}
 
 
 class _Sample:

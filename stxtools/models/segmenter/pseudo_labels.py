@@ -38,7 +38,7 @@ class PseudoLabels:
     - ``target``, ``weight``: Class probabilities to learn (n, K) and their weights (n,), 0 without a target.
     - ``confidence``: Probability that each class is right (n, K); NaN where unknown.
     - ``labelled``: Whether each observation was labelled by the user, (n,).
-    - ``curve``: BIC and stability of each number of classes (:class:`.number.Choice`); empty if the number was given.
+    - ``curve``: BIC and stability of each number of classes; empty if the number was given.
     """
 
     classes: list[str]

@@ -28,49 +28,53 @@ class EnsembleFitter:
     ``members`` names them. With ``"auto"``, sections with labels are predicted by all but the gene classifier, others
     by this one, because components and trees of one section mean something else in another. The network then takes part
     if it has ``converged``; elsewhere not if the model is made ``across`` three sections or more. Members for sections
-    without labels are fitted only if there are such sections or the model is ``kept``.
+    without labels are fitted only if there are such sections or the model is ``inductive``.
     """
 
-    def __init__(self, training: TrainingTargets, members: str | Sequence[str], *, converged: bool, kept: bool) -> None:
-        self.training, self.sections, self.rng, self.kept = training, training.sections, training.rng, kept
+    def __init__(
+        self, training: TrainingTargets, members: str | Sequence[str], *, converged: bool, inductive: bool
+    ) -> None:
+        self.training, self.sections, self.rng, self.inductive = training, training.sections, training.rng, inductive
         auto = members == "auto"
         named = MEMBERS if auto else tuple(members)
-        self.within = [m for m in named if m != "genes" and not (auto and m == "network" and not converged)]
-        self.elsewhere = self.within
+        self.with_labels = [m for m in named if m != "genes" and not (auto and m == "network" and not converged)]
+        self.without_labels = self.with_labels
         self.expression = [s.by_name for s in self.sections if s.by_name is not None]
         if len(self.expression) == len(self.sections) and "genes" in named:
-            self.elsewhere = [m for m in self.within if m == "network" and not (auto and training.across)] + ["genes"]
+            self.without_labels = [m for m in self.with_labels if m == "network" and not (auto and training.across)] + [
+                "genes"
+            ]
         elif auto and training.across:
-            self.elsewhere = ["linear"]
+            self.without_labels = ["linear"]
         self.in_region = np.concatenate([s.region >= 0 for s in self.sections])
 
     def fit(self, task: str) -> Ensemble:
         """Fit the ensemble of ``task`` on all its labels."""
         if task == EXPRESSION:
             return self._regression()
-        stacked = self._stacked(task, self.within) if {"linear", "trees"} & set(self.within) else None
-        if stacked is not None and not self.kept and all((s.labels[task] >= 0).any() for s in self.sections):
+        stacked = self._stacked(task, self.with_labels) if {"linear", "trees"} & set(self.with_labels) else None
+        if stacked is not None and not self.inductive and all((s.labels[task] >= 0).any() for s in self.sections):
             return stacked  # no section without labels will be predicted
         labelled = None if stacked is None else stacked.labelled or stacked.elsewhere
-        if "genes" in self.elsewhere:
+        if "genes" in self.without_labels:
             one_hot = np.eye(self.training.tasks[task])
             shares = [one_hot[s.labels[task]] for s in self.sections]
             known = [((s.region >= 0) & (s.labels[task] >= 0)).astype(np.float64) for s in self.sections]
             genes = GeneClassifier.fit(self.expression, shares, known, self.rng.spawn(1)[0])
-            weights = Weights(genes=1.0).with_network(_network_share(self.elsewhere, _LOGIT_SHARE))
+            weights = Weights(genes=1.0).with_network(_network_share(self.without_labels, _LOGIT_SHARE))
             return Ensemble(Stack(weights, genes=genes), labelled)
-        if stacked is None or self.elsewhere == self.within:
-            return stacked or self._stacked(task, self.within)
-        return Ensemble(self._stacked(task, self.elsewhere).elsewhere, labelled)
+        if stacked is None or self.without_labels == self.with_labels:
+            return stacked or self._stacked(task, self.with_labels)
+        return Ensemble(self._stacked(task, self.without_labels).elsewhere, labelled)
 
     def _regression(self) -> Ensemble:
-        if "linear" not in self.within:
+        if "linear" not in self.with_labels:
             return Ensemble(Stack(Weights(network=1.0)))
         parts = zip(*(self.training.values(s) for s in self.sections), strict=True)
         values, known = (np.concatenate(part) for part in parts)
         inp = self._input(across=self.training.across)
         fitted = linear_regression(inp, values, known & self.in_region, self.rng)
-        weights = Weights(linear=1.0).with_network(_network_share(self.within, _VALUE_SHARE))
+        weights = Weights(linear=1.0).with_network(_network_share(self.with_labels, _VALUE_SHARE))
         return Ensemble(Stack(weights, fitted))
 
     def _stacked(self, task: str, members: Sequence[str]) -> Ensemble:
@@ -100,7 +104,7 @@ class EnsembleFitter:
         weights = (Weights(**{first: 1.0}), None) if predicted is None else predicted.weights()
         fitted = linear(known) if "linear" in members else None
         grown = trees(known) if any(w is not None and w.trees > 0 for w in weights) else None
-        return Ensemble(*(Stack(_with_network(w, share), fitted, grown) for w in weights if w is not None))
+        return Ensemble(*(Stack(w.with_network(share), fitted, grown) for w in weights if w is not None))
 
     @cached_property
     def _features(self) -> Floats32:
@@ -128,9 +132,3 @@ def _network_share(members: Sequence[str], beside_others: float) -> float:
     if "network" not in members:
         return 0.0
     return 1.0 if len(members) == 1 else beside_others
-
-
-def _with_network(weights: Weights, share: float) -> Weights:
-    """Add the network with its ``share``, or alone if no other member has a weight."""
-    others = weights.linear + weights.trees + weights.label_propagation
-    return weights.with_network(share if others > 0 else float(share > 0))

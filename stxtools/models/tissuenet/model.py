@@ -103,7 +103,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
     def fit(
         self, sections: Sequence[RegionSection], *, classes: Mapping[str, Sequence[str]] | None = None,
-        expression: Sequence[str] | None = None, kept: bool = True, **run: Unpack[RunOptions],
+        expression: Sequence[str] | None = None, inductive: bool = True, **run: Unpack[RunOptions],
     ) -> TissueNet:  # fmt: skip
         """Train on ``sections``, without labels if neither ``classes`` nor ``expression`` are given.
 
@@ -115,7 +115,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
             Task (``"biomarker"``, ``"classification"``) -> class names.
         expression
             Names of the genes that the sections' ``expression`` holds, to be predicted.
-        kept
+        inductive
             Whether other sections will be predicted, too; if not, only the members that ``sections`` need are fitted.
         **run
             ``random_state``, ``accelerator``, ``devices`` and ``show_progress``, as in :func:`stxtools.tl.multitask`.
@@ -138,7 +138,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         try:
             if self.tasks:
                 targets = TrainingTargets(self.featurizer, sections, features, self.tasks, rng)
-                self._fit_tasks(targets, factors, run, kept=kept)
+                self._fit_tasks(targets, factors, run, inductive=inductive)
             else:
                 self._fit_embedding(sections, run)
         except BaseException:
@@ -165,7 +165,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         loaders = task.loaders(run["random_state"])
         self.history += run_training(task, *loaders, stage="embed", desc="training the network", threads=threads, **run)
 
-    def _fit_tasks(self, training: TrainingTargets, factors: dict[str, float], run: RunOptions, *, kept: bool) -> None:
+    def _fit_tasks(
+        self, training: TrainingTargets, factors: dict[str, float], run: RunOptions, *, inductive: bool
+    ) -> None:
         from .ensemble_fit import EnsembleFitter
 
         p, module, graphs = self.params, self.fitted_net(), training.graphs
@@ -186,7 +188,8 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         self.history += history
         self.task_weights = {name: float(history[-1].get(f"weight_{name}", 0.0)) for name in self.tasks}
         stage("weighing the ensemble")
-        fitter = EnsembleFitter(training, p.ensemble, converged=self.convergence["converged"], kept=kept)
+        converged = self.convergence["converged"]
+        fitter = EnsembleFitter(training, p.ensemble, converged=converged, inductive=inductive)
         self.ensembles = {name: fitter.fit(name) for name in factors}
 
     def _training(self, epochs: int, patience: int) -> Training:
@@ -235,14 +238,14 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     def _combined(self, task: str, out: Any, g: GraphTensors, s: RegionSection) -> tuple[Floats32, Floats32]:
         """Predictions of regions and observations by all members of the ensemble together."""
         at_regions, at_obs = out.logits[task].cpu().numpy(), out.obs_logits[task].cpu().numpy()
-        share, others, mean = self.other_members(task, at_obs, g, s)
+        share, others, mean = self.member_logits(task, at_obs, g, s)
         at_regions, at_obs = share * at_regions + mean, share * at_obs + others
         if task != EXPRESSION:
             return softmax(at_regions, axis=1).astype(np.float32), softmax(at_obs, axis=1).astype(np.float32)
         scale, centre = (self.featurizer.scales[f"expression_{name}"] for name in ("scale", "centre"))
         return (at_regions * scale + centre).astype(np.float32), (at_obs * scale + centre).astype(np.float32)
 
-    def other_members(
+    def member_logits(
         self, task: str, network: Floats32, g: GraphTensors, s: RegionSection
     ) -> tuple[float, Floats, Floats]:
         """Weight of the network, and the other members' weighted logits of observations and regions."""
@@ -254,7 +257,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         mean, _ = region_means(s.region[known], others, np.ones(len(others), dtype=bool), len(s.nodes))
         return share, others, mean.astype(np.float64)
 
-    def elsewhere(self, task: str) -> Stack:
+    def unlabelled_stack(self, task: str) -> Stack:
         """Members that predict ``task`` in sections without labels; the network alone if the task has no ensemble."""
         return self.ensembles.get(task, _NETWORK_ALONE).elsewhere
 

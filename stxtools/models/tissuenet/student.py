@@ -26,7 +26,7 @@ from stxtools.nn._training import run_training
 from stxtools.nn._unet import PyramidMLP, Smoother
 
 if TYPE_CHECKING:
-    from .genes import SmoothedGenes
+    from .features import SmoothedGenes
     from .inputs import RegionSection
     from .model import TissueNet
 
