@@ -317,6 +317,37 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
     return Labels(column.cat.codes.to_numpy(np.int64), labels)
 
 
+def value_per_unit(
+    units: Libraries, codes: Ints, names: Sequence[Any], key: str, unit_key: str = "library_key",
+    reason: str = "A section belongs to one subject and to one condition.",
+) -> Ints:  # fmt: skip
+    """Return the one code that each section (or subject) has; -1 where it has none."""
+    pairs = np.unique(np.stack([units.codes, codes], axis=1)[(units.codes >= 0) & (codes >= 0)], axis=0)
+    unit, counts = np.unique(pairs[:, 0], return_counts=True)
+    if (counts > 1).any():
+        first = int(unit[np.argmax(counts > 1)])
+        several = [names[i] for i in pairs[pairs[:, 0] == first, 1]]
+        raise ValueError(
+            f"{units.names[first]!r} (`{unit_key}`) has several values in `adata.obs[{key!r}]`: {listing(several)}. "
+            + reason
+        )
+    out = np.full(len(units.names), -1)
+    out[pairs[:, 0]] = pairs[:, 1]
+    return out
+
+
+def subject_of_libraries(adata: AnnData, libs: Libraries, subject_key: str | None) -> tuple[int, ...] | None:
+    """Return the subject of each section, or None where every subject has one or no key is given."""
+    if subject_key is None:
+        return None
+    codes, names = categories(adata, subject_key, "subject_key")
+    out = value_per_unit(libs, codes, names, subject_key)
+    without = [name for name, code in zip(libs.names, out, strict=True) if code < 0]
+    if without:
+        raise ValueError(f"`adata.obs[{subject_key!r}]` is missing in all observations of {listing(without)}.")
+    return tuple(out.tolist()) if len(np.unique(out)) < len(out) else None
+
+
 def label_classes(adata: AnnData, key: str, param: str) -> Labels:
     """Return the classes of a label column, checked to be at least two with names that files can store."""
     labels = categories(adata, key, param, min_classes=2)

@@ -22,6 +22,7 @@ class Design:
 
     ``kind``: ``"within"`` each library, ``"between"`` libraries that hold one side each, ``"unreplicated"`` (the same,
     with fewer than two on a side) or ``"small"`` (a side below ``MIN_OBS`` observations in every library).
+    ``subjects``: the subject of every library of the data, where subjects are the replicates.
     """
 
     name: str
@@ -30,6 +31,12 @@ class Design:
     kind: str
     libraries: list[int]
     excluded: int = -1  # code of a group that is not part of the rest
+    subjects: tuple[int, ...] | None = None
+
+    @property
+    def replicates(self) -> list[int]:
+        """Subject of each library, or the library itself."""
+        return self.libraries if self.subjects is None else [self.subjects[i] for i in self.libraries]
 
     def sides(self, codes: Ints) -> tuple[Bools, Bools]:
         """Return masks of the group and of the reference."""
@@ -38,9 +45,12 @@ class Design:
         return inside, outside & (codes != self.excluded)
 
 
-def plan(name: str, code: int, reference: int | None, codes: Ints, library: Ints, n_libraries: int) -> Design:
+def plan(
+    name: str, code: int, reference: int | None, codes: Ints, library: Ints, n_libraries: int,
+    subjects: tuple[int, ...] | None = None,
+) -> Design:  # fmt: skip
     """Choose the design of a comparison by where its two sides occur."""
-    design = Design(name, code, reference, "small", [])
+    design = Design(name, code, reference, "small", [], subjects=subjects)
     n_in, n_out = (np.bincount(library[side], minlength=n_libraries) for side in design.sides(codes))
     has_in, has_out = n_in >= MIN_OBS, n_out >= MIN_OBS
     both = np.flatnonzero(has_in & has_out)
@@ -68,8 +78,9 @@ class Outcome:
     other: Combined | None = None
 
 
-def outcome_within(contrasts: Sequence[Contrast], subjects: Ints | None = None) -> Outcome:
-    """Combine the tests of a group over libraries, or over the ``subjects`` that they come from."""
+def outcome_within(contrasts: Sequence[Contrast], design: Design) -> Outcome:
+    """Combine the tests of a group over libraries, or over the subjects that they come from."""
+    subjects = None if design.subjects is None else np.array(design.replicates)
     parts = [c.description for c in contrasts if c.description is not None]
     described = Description(*(np.mean([getattr(d, each.name) for d in parts], axis=0) for each in fields(Description)))
     known = np.stack([c.effects[0].variance > 0 for c in contrasts])

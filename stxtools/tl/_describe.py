@@ -27,7 +27,14 @@ from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._types import Array, Bools, Csr, Floats, Ints
-from stxtools._validate import Labels, categories, check_adata, inherited_library_key, stored_table
+from stxtools._validate import (
+    Labels,
+    categories,
+    check_adata,
+    inherited_library_key,
+    stored_table,
+    subject_of_libraries,
+)
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import adjust_bh, signed_z
@@ -35,7 +42,6 @@ from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 from stxtools.tl._biomarkers._design import compare, testable
 from stxtools.tl._biomarkers._protect import TestData
-from stxtools.tl._subject_values import subject_of_libraries
 from stxtools.tl._targets._tables import read_table
 
 CONTACT = "contact"
@@ -108,18 +114,18 @@ def describe(
     record: dict[str, Any] = {}
     if kinds:
         where = Geometry(adata, spatial_key, library_key, raster=pairs is not None)
-        subjects = None if subject_key is None else subject_of_libraries(adata, where.libs, subject_key)
+        subjects = subject_of_libraries(adata, where.libs, subject_key)
         data = TestData(adata, groupby, named, layer, "thinning", seed, show_progress)
         record = {"protected": data.protected, **data.record}
         logged, obs_names = log_matrix(data.read), np.asarray(adata.obs_names, dtype=str)
-        options = {"n_null": n_null, "seed": seed, "show_progress": show_progress, "subjects": subjects}
+        options = {"n_null": n_null, "seed": seed, "show_progress": show_progress}
         for name, table in nets.items():
             features = activities(logged, genes, table)
-            parts.append(_test(name, features, data.codes, named.names, groupby, where, obs_names, options))
+            parts.append(_test(name, features, data.codes, named.names, groupby, where, obs_names, subjects, options))
         if pairs is not None:
             features, codes = contact_scores(where.graph, data.codes, len(named.names), logged, genes, pairs)
             contacts = [f"{group}\t{partner}" for group, partner in product(named.names, repeat=2)]
-            parts.append(_test(CONTACT, features, codes, contacts, groupby, where, obs_names, options))
+            parts.append(_test(CONTACT, features, codes, contacts, groupby, where, obs_names, subjects, options))
     empty = pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in _EVIDENCE.items()})
     evidence = pd.concat([part for part in parts if len(part)] or [empty], ignore_index=True)
     params = provenance(
@@ -146,13 +152,13 @@ def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:
 
 def _test(
     kind: str, features: Features, codes: Ints, names: list[str], groupby: str, where: Geometry, obs_names: Array,
-    options: Mapping[str, Any],
+    subjects: tuple[int, ...] | None, options: Mapping[str, Any],
 ) -> pd.DataFrame:  # fmt: skip
     """Test every group that is large enough, as biomarkers does; contacts have two names, with a tab between."""
     stage("testing genes")
     groups, sizes = np.unique(codes[codes >= 0], return_counts=True)
     large = groups[sizes >= (MIN_CONTACT if kind == CONTACT else MIN_OBS)]
-    planned = [plan(names[g], int(g), None, codes, where.libs.codes, len(where.libs)) for g in large]
+    planned = [plan(names[g], int(g), None, codes, where.libs.codes, len(where.libs), subjects) for g in large]
     if kind == CONTACT:
         designs, n = [d for d in planned if d.kind == "within"], isqrt(len(names))
         for i, d in enumerate(designs):  # the other side of a border is no reference where there are other borders
@@ -160,7 +166,7 @@ def _test(
             if np.setdiff1d(groups, [d.code, opposite]).size:
                 designs[i] = replace(d, excluded=opposite)
     else:
-        designs = testable(planned, "rest", groupby, explicit=False, subjects=options["subjects"])
+        designs = testable(planned, "rest", groupby, explicit=False)
     if not designs or not features.names:
         return pd.DataFrame()
     outcomes = compare(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from stxtools._data.chunks import map_row_chunks
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
 from stxtools._types import Array, Bools, Csr, Floats, Ints
-from stxtools._validate import Libraries, categories, check_in, inherited_library_key, listing
+from stxtools._validate import Libraries, categories, check_in, inherited_library_key, listing, value_per_unit
 from stxtools.stats._meta_analysis import adjust_bh
 
 _HALF = 0.5  # added to counts before logarithms
@@ -23,35 +22,6 @@ MIN_OBS = 10  # of a subject in a compartment, for it to count there, and that e
 
 # subjects x values, the level that their variance depends on, and compartment and feature of each
 Values = tuple[Floats, Floats | None, list[tuple[str, str]]]
-
-
-def value_per_unit(
-    units: Libraries, codes: Ints, names: Sequence[Any], key: str, unit_key: str = "library_key",
-    reason: str = "A section belongs to one subject and to one condition.",
-) -> Ints:  # fmt: skip
-    """Return the one code that each section (or subject) has; -1 where it has none."""
-    pairs = np.unique(np.stack([units.codes, codes], axis=1)[(units.codes >= 0) & (codes >= 0)], axis=0)
-    unit, counts = np.unique(pairs[:, 0], return_counts=True)
-    if (counts > 1).any():
-        first = int(unit[np.argmax(counts > 1)])
-        several = [names[i] for i in pairs[pairs[:, 0] == first, 1]]
-        raise ValueError(
-            f"{units.names[first]!r} (`{unit_key}`) has several values in `adata.obs[{key!r}]`: {listing(several)}. "
-            + reason
-        )
-    out = np.full(len(units.names), -1)
-    out[pairs[:, 0]] = pairs[:, 1]
-    return out
-
-
-def subject_of_libraries(adata: AnnData, libs: Libraries, subject_key: str) -> Ints | None:
-    """Return the subject of each section, or None where every subject has one."""
-    codes, names = categories(adata, subject_key, "subject_key")
-    out = value_per_unit(libs, codes, names, subject_key)
-    without = [name for name, code in zip(libs.names, out, strict=True) if code < 0]
-    if without:
-        raise ValueError(f"`adata.obs[{subject_key!r}]` is missing in all observations of {listing(without)}.")
-    return out if len(np.unique(out)) < len(out) else None
 
 
 def time_of(adata: AnnData, time_key: str, units: Libraries, unit_key: str) -> Floats:

@@ -20,7 +20,7 @@ from stxtools._progress import progress, progress_bar
 from stxtools._slots import Slots, categorical, free_key, provenance
 from stxtools._spatial.matrices import column_moments
 from stxtools._types import Floats, Ints
-from stxtools._validate import categories, check_adata, stored_library_key
+from stxtools._validate import categories, check_adata, stored_library_key, value_per_unit
 from stxtools.models.transport import (
     HALF,
     Nodes,
@@ -34,7 +34,7 @@ from stxtools.models.transport import (
 )
 from stxtools.stats._meta_analysis import adjust_bh
 
-from ._subject_values import time_of, value_per_unit
+from ._subject_values import time_of
 
 _STRUCTURE = 2.0  # weight of the distances along the region graph
 # price of mass without a counterpart: a compartment keeps half of its mass where it differs from its counterpart half

@@ -19,13 +19,12 @@ from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._validate import categories, check_adata, check_key_added, inherited_library_key
+from stxtools._validate import categories, check_adata, check_key_added, inherited_library_key, subject_of_libraries
 from stxtools.stats._composition import Covariates
 from stxtools.stats._design import plan
 from stxtools.stats._meta_analysis import Alternative
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
-from stxtools.tl._subject_values import subject_of_libraries
 
 from ._attribution import load_models, model_attributions, reads_regions
 from ._design import chosen_groups, compare, group_sizes, testable, warn_few, warn_single
@@ -105,7 +104,7 @@ def biomarkers(
     library_key = inherited_library_key(adata, groupby) if library_key is None else library_key
     where = Geometry(adata, spatial_key, library_key, raster=False)
     libs, names = where.libs, named.names
-    subjects = None if subject_key is None else subject_of_libraries(adata, libs, subject_key)
+    subjects = subject_of_libraries(adata, libs, subject_key)
     adjusted_for = covariate_names(covariates)
     adjusters = Covariates(COMPOSITION in adjusted_for, covariate_columns(adata, adjusted_for, groupby))
     chosen = chosen_groups(groups, reference, names, groupby)
@@ -115,9 +114,9 @@ def biomarkers(
     data = TestData(adata, groupby, named, layer, protect, seed, show_progress)
     codes = data.codes
     ref = None if reference == "rest" else names.index(reference)
-    planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs)) for name in chosen]
-    designs = testable(planned, reference, groupby, explicit=not isinstance(groups, str), subjects=subjects)
-    warn_single(designs, groupby, library_key, subjects)
+    planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs), subjects) for name in chosen]
+    designs = testable(planned, reference, groupby, explicit=not isinstance(groups, str))
+    warn_single(designs, groupby, library_key)
     warn_few(designs, codes, libs.codes, groupby)
     between = [d.name for d in designs if d.kind == "between"]
     if adjusted_for and between:
@@ -134,7 +133,7 @@ def biomarkers(
         attributions = probe_attributions(blocks, codes, libs.codes, designs, seed)
     outcomes = compare(
         blocks, designs, codes, where, observations, adjusters, n_null=n_null, seed=seed,
-        show_progress=show_progress, alternative=alternative, subjects=subjects,
+        show_progress=show_progress, alternative=alternative,
     )  # fmt: skip
     gene_names = np.asarray(adata.var_names, dtype=str).astype(object)
     tables, agreement, gene_score = [], [], np.zeros(adata.n_vars)

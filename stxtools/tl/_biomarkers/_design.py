@@ -45,9 +45,7 @@ def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -
     return chosen
 
 
-def testable(
-    planned: list[Design], reference: str, groupby: str, *, explicit: bool, subjects: Ints | None
-) -> list[Design]:
+def testable(planned: list[Design], reference: str, groupby: str, *, explicit: bool) -> list[Design]:
     """Return the comparisons that can be made; raise or warn where others cannot."""
     alone = [d.name for d in planned if d.kind == "unreplicated"]
     if alone:
@@ -56,8 +54,7 @@ def testable(
             "with fewer than two on one side. The library is the replicate, so a comparison between libraries "
             "needs at least two on each side: add libraries, or compare groups that occur in the same library."
         )
-    between = [d.name for d in planned if d.kind == "between"]
-    if subjects is not None and between:
+    if between := [d.name for d in planned if d.kind == "between" and d.subjects is not None]:
         raise ValueError(
             f"Group(s) {listing(between)} of `{groupby}` and their reference {reference!r} lie in different libraries. "
             "With subjects as replicates, compare them by `st.tl.compare(adata, condition_key, subject_key)`."
@@ -95,12 +92,11 @@ def warn_few(designs: list[Design], codes: Ints, libs: Ints, groupby: str) -> No
         )
 
 
-def warn_single(designs: list[Design], groupby: str, library_key: str | bool | None, subjects: Ints | None) -> None:
+def warn_single(designs: list[Design], groupby: str, library_key: str | bool | None) -> None:
     """Warn where a comparison rests on one library, or one subject, although several were named."""
-    units = np.arange(1 + max((max(d.libraries) for d in designs), default=0)) if subjects is None else subjects
-    single = [d.name for d in designs if d.kind == "within" and len(np.unique(units[d.libraries])) == 1]
+    single = [d.name for d in designs if d.kind == "within" and len(set(d.replicates)) == 1]
     if library_key is not None and single:
-        unit = "library" if subjects is None else "subject"
+        unit = "library" if designs[0].subjects is None else "subject"
         warn(
             f"Group(s) {single} of `{groupby}` are compared within a single {unit}: their p-values do not "
             "generalise to other sections (`n_libraries` is 1)."
@@ -110,11 +106,10 @@ def warn_single(designs: list[Design], groupby: str, library_key: str | bool | N
 def compare(
     expression: GeneBlocks | Features, designs: list[Design], codes: Ints, where: Geometry, names: Array,
     covariates: Covariates, *, n_null: int, seed: int, show_progress: bool | None,
-    alternative: Alternative = "two-sided", both: bool = True, unweighted: bool = False, subjects: Ints | None = None,
+    alternative: Alternative = "two-sided", both: bool = True, unweighted: bool = False,
 ) -> list[Outcome]:  # fmt: skip
     """Test every design; results do not depend on the order of rows.
 
-    ``subjects``: subject of each library, the replicate; by default, libraries are.
     ``both``: answer the other question, too. ``unweighted``: smooth variation is not weighed down, as on strips.
     """
     rows, depth, n_genes = np.arange(len(codes)), expression.depth, expression.n_genes
@@ -137,8 +132,7 @@ def compare(
         compare_regions(flat, expression.limit, done=bar.update)
         for design, within in zip(designs, contrasts, strict=True):
             if within:
-                of = None if subjects is None else subjects[design.libraries]
-                outcomes.append(outcome_within(within, of))
+                outcomes.append(outcome_within(within, design))
                 continue
             compared = [views[i] for i in design.libraries]
             sides = [design.sides(codes[view.rows]) for view in compared]
