@@ -135,8 +135,7 @@ def _check_distinct(names: Iterable[Any], labels: Sequence[str], key: str) -> No
 
 def check_class_names(names: Sequence[str], key: str) -> None:
     """Check that h5ad and zarr can store class names as values; names of columns are replaced."""
-    bad = [n for n in names if "\0" in n or n.encode("utf-8", "ignore").decode() != n]
-    if bad:
+    if bad := [n for n in names if "\0" in n or n.encode("utf-8", "ignore").decode() != n]:
         raise ValueError(
             f"Classes of `adata.obs[{key!r}]` contain NUL or characters that UTF-8 cannot encode, which h5ad and zarr "
             f"cannot store: {listing(bad)}. Rename them, e.g. `adata.obs[{key!r}] = adata.obs[{key!r}]"

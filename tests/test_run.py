@@ -93,6 +93,16 @@ def test_run_writes_all_results_and_prints_its_steps(quick, make_section, tmp_pa
     assert all(figure.stat().st_size > 5000 for figure in out.glob("*.png"))
 
 
+def test_generated_tissue_is_tested_by_patient(monkeypatch, tmp_path):
+    passed: dict[str, Any] = {}
+    for step in ("segment", "region_graph", "embed"):
+        replaced(monkeypatch, step, lambda adata, **options: None)
+    replaced(monkeypatch, "biomarkers", lambda adata, **options: _interrupt(passed.update(options)))
+    assert run("--out", tmp_path / "out") == 130
+    assert [passed[f"{name}_key"] for name in ("library", "subject")] == ["section", "patient"]
+    assert passed["groupby"] == "disease"
+
+
 @pytest.mark.parametrize(
     ("args", "match"),
     [

@@ -85,8 +85,7 @@ def report(
         check_in(adata, "uns", biomarkers_key, "biomarkers_key")
     for column in color:
         check_in(adata, "obs", column, "color")
-    absent = [] if genes is None else [g for g in genes if g not in adata.var_names]
-    if absent:
+    if absent := [gene for gene in genes or () if gene not in adata.var_names]:
         raise KeyError(f"`genes` names {listing(absent)}, which are not in `adata.var_names`.")
     check_writable(path)
 

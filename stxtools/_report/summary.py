@@ -39,7 +39,9 @@ def findings(
     if key in adata.obs and isinstance(slot, Mapping):
         out.append(_segments(adata, key, params_of(slot), slot))
     if _keys.REGIONS in adata.uns:
-        out.append(_regions(adata))
+        table = get.regions(adata)
+        borders = _count(int(table["degree"].sum()) // 2, "common border")
+        out.append(f"Segments form {_count(len(table), 'connected region')} with {borders}.")
     table = adata.uns.get(biomarkers_key, ())
     if len(table):
         params = adata.uns.get(f"{biomarkers_key}_params", {})
@@ -82,12 +84,6 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
     return text
 
 
-def _regions(adata: AnnData) -> str:
-    table = get.regions(adata)
-    borders = int(table["degree"].sum()) // 2
-    return f"Segments form {_count(len(table), 'connected region')} with {_count(borders, 'common border')}."
-
-
 def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str:
     markers = table[table["pvals_adj"] <= FDR]
     groups, what = table["group"].unique(), "segment" if params.get("groupby") == key else "group"
@@ -95,7 +91,9 @@ def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str
     if markers.empty:
         return text + f"no gene marks a {what}."
     if len(groups) == 1:
-        text += f"{len(markers):,} of {len(table):,} genes tell {groups[0]} from {_reference(params)}{_sizes(params)}."
+        sizes = [f"{int(n):,}" for name in ("n_obs_group", "n_obs_reference") for n in params.get(name, ())[:1]]
+        observations = f" ({' and '.join(sizes)} observations)" if sizes else ""
+        text += f"{len(markers):,} of {len(table):,} genes tell {groups[0]} from {_reference(params)}{observations}."
     else:
         counts = markers["group"].value_counts()
         text += (
@@ -106,12 +104,6 @@ def _biomarkers(table: pd.DataFrame, params: Mapping[str, Any], key: str) -> str
         beyond = int(markers["beyond_composition"].sum())
         text += f" Of {len(markers):,} differences {beyond:,} are beyond composition (more than the mixture explains)."
     return text
-
-
-def _sizes(params: Mapping[str, Any]) -> str:
-    if "n_obs_group" not in params:
-        return ""
-    return f" ({int(params['n_obs_group'][0]):,} and {int(params['n_obs_reference'][0]):,} observations)"
 
 
 def _reservations(table: pd.DataFrame, params: Mapping[str, Any]) -> str:
@@ -137,10 +129,9 @@ def _reservations(table: pd.DataFrame, params: Mapping[str, Any]) -> str:
 
 def _targets(table: pd.DataFrame) -> list[str]:
     """Return the higher genes with evidence as targets, if tables of targets were joined."""
-    joined = [c.removeprefix("in_") for c in table if c.startswith("in_")]
-    higher = table[(table["pvals_adj"] <= FDR) & (table["scores"] > 0)].drop_duplicates("names")
-    if not joined:
+    if not (joined := [c.removeprefix("in_") for c in table if c.startswith("in_")]):
         return []
+    higher = table[(table["pvals_adj"] <= FDR) & (table["scores"] > 0)].drop_duplicates("names")
     texts = [f"{gene}: {text}" for gene, text in zip(higher["names"], evidence_texts(higher), strict=True) if text]
     listed = "; ".join(texts[:_GENES_LISTED]) + ("; ..." if len(texts) > _GENES_LISTED else "")
     return [
@@ -155,13 +146,10 @@ def _conditions(table: pd.DataFrame, params: Mapping[str, Any]) -> str:
     for group, part in table.groupby("group", sort=False, observed=True):
         n = f"{int(part['n_group'].max())} and {_count(int(part['n_reference'].max()), 'subject')}"
         tested = part[part["pvals"].notna()]
-        found = [
-            f"{int((rows['pvals_adj'] <= FDR).sum()):,} of {len(rows):,} values of {kind}"
-            for kind, rows in tested.groupby("kind", sort=False, observed=True)
-        ]
+        kinds = tested.groupby("kind", sort=False, observed=True)["pvals_adj"]
+        found = ", ".join(f"{int((p <= FDR).sum()):,} of {len(p):,} values of {kind}" for kind, p in kinds)
         what = "nothing was tested, because a condition has fewer than three subjects"
-        if found:
-            what = f"{', '.join(found)} differ at a false discovery rate of {_percent(FDR)}"
+        what = f"{found} differ at a false discovery rate of {_percent(FDR)}" if found else what
         texts.append(f"{group} against {params['reference']} ({n}): {what}.")
     return " ".join(texts)
 
@@ -214,7 +202,7 @@ def parameter_tables(adata: AnnData, key: str, biomarkers_key: str) -> list[tupl
         if params:
             kept = {k: v for k, v in params.items() if k not in ("call", "slots")}
             (flat,) = pd.json_normalize(kept).to_dict("records")
-            call = str(params.get("call", "step"))
+            call = str(params.get("call", where or "step"))
             title = call if call.endswith(where) else f"{call}: {where}"
             tables.append((title, {str(name): _format(value) for name, value in flat.items()}))
     return tables

@@ -64,18 +64,17 @@ def _join(parts: list[AnnData], names: list[str], library_key: str, use_rep: str
     """Concatenate sections: shared genes, all columns of ``obs``, and a column that names the section."""
     if len(set(names)) < len(names):
         raise ValueError(f"Two input files have the same name ({listing(names)}); it names the section. Rename one.")
-    for part, name in zip(parts, names, strict=True):
+    by_name = dict(zip(names, parts, strict=True))
+    for name, part in by_name.items():
         if not part.var_names.is_unique:
             raise ValueError(f"The genes of {name!r} are not unique; call `var_names_make_unique()` and save it again.")
-    without = [name for part, name in zip(parts, names, strict=True) if library_key not in part.obs]
+    without = [name for name, part in by_name.items() if library_key not in part.obs]
     if 0 < len(without) < len(parts):
         raise ValueError(f"The column {library_key!r} (--library-key) is missing from {listing(without)}.")
-    if without:
-        for part, name in zip(parts, names, strict=True):
-            _name_section(part, name, library_key)
+    for name in without:
+        _name_section(by_name[name], name, library_key)
     sections = [section for part in parts for section in part.obs[library_key].astype(str).unique()]
-    repeated = sorted({section for section in sections if sections.count(section) > 1})
-    if repeated:
+    if repeated := sorted({section for section in sections if sections.count(section) > 1}):
         raise ValueError(
             f"Sections of several files have the same name in {library_key!r}: {listing(repeated)}. Rename them, or "
             "name a column that no file has: it will hold the names of the files."

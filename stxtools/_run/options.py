@@ -68,11 +68,9 @@ def options_of(command: str) -> dict[str, Option]:
         steps = [(options_of(step), (*COMMON, *CALLS[step])) for step in reversed(CALLS)]
         return {name: o for options, names in steps for name, o in options.items() if name in names} | extra
     descriptions = _descriptions(function_of(command))
-    parameters = inspect.signature(function_of(command)).parameters
-    return extra | {
-        name: Option(str(p.annotation), p.default, descriptions.get(name, ""))
-        for name, p in parameters.items() if name not in _NO_OPTIONS
-    }  # fmt: skip
+    parameters = inspect.signature(function_of(command)).parameters.items()
+    taken = {name: p for name, p in parameters if name not in _NO_OPTIONS}
+    return extra | {n: Option(str(p.annotation), p.default, descriptions.get(n, "")) for n, p in taken.items()}
 
 
 def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
@@ -88,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the options of a command, without defaults: those would hide the values in the file."""
     for name, option in options_of(command).items():
         text = option.help.replace("%", "%%")
-        if option.default not in (None, [], inspect.Parameter.empty) and not isinstance(option.default, bool):
+        if option.default not in (None, [], (), inspect.Parameter.empty) and not isinstance(option.default, bool):
             text += f" (default: {option.default})"
         common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         group = parser.add_mutually_exclusive_group()

@@ -244,10 +244,8 @@ def _filtered(
     for column, value in columns.items():
         if value is None:
             continue
-        names = check_names(column, value, f"a {column}")
-        present = pd.unique(table[column].astype(str))
-        unknown = [name for name in names if name not in present]
-        if unknown:
+        names, present = check_names(column, value, f"a {column}"), pd.unique(table[column].astype(str))
+        if unknown := [name for name in names if name not in present]:
             raise ValueError(f"`{column}` names {listing(unknown)}; `{where}` has {listing(present)}.{hint}")
         table = table[table[column].astype(str).isin(names)]
     if fdr is not None:

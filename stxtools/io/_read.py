@@ -228,7 +228,8 @@ def _read_xenium(folder: Path) -> Read:
     adata = _read_matrix(_only(folder, "*cell_feature_matrix.h5"))
     path = _first(folder, "*cells.parquet", "*cells.csv*")
     cells = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    _place(adata, cells.set_index(cells["cell_id"].map(_text)), "x_centroid", "y_centroid")
+    cells["cell_id"] = cells["cell_id"].map(_text)
+    _place(adata, cells.set_index("cell_id", drop=False), "x_centroid", "y_centroid")
     files = _visible(folder, "experiment.xenium")
     specs = json.loads(files[0].read_text()) if files else {}
     metadata = {key: specs[key] for key in ("run_name", "region_name", "pixel_size") if specs.get(key)}

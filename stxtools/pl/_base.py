@@ -179,8 +179,7 @@ def numeric_table(
 
 def check_numeric(table: pd.DataFrame, columns: Sequence[str], where: str, call: str) -> None:
     """Check that a table of results still has its columns, and numbers in them."""
-    absent = [c for c in columns if c not in table]
-    if absent:
+    if absent := [c for c in columns if c not in table]:
         raise KeyError(f"`{where}` lacks {listing(absent)}; it has {listing(table.columns)}. Run `{call}` again.")
     for column in columns:
         kind = table[column].dtype

@@ -311,8 +311,7 @@ def targets(
         if not columns:
             raise KeyError(f"`adata.uns[{key!r}]` has no column of targets; run `{_JOINED}` first, or name `columns`.")
     columns = check_names("columns", columns, "a column")
-    absent = [c for c in columns if c not in table]
-    if absent or not columns:
+    if (absent := [c for c in columns if c not in table]) or not columns:
         raise KeyError(f"`columns` names {listing(absent)}; `adata.uns[{key!r}]` has {listing(table.columns)}.")
     _base.check_numeric(table, [c for c in columns if c.startswith("n_")], f"adata.uns[{key!r}]", _JOINED)
     parts = [part.iloc[:n_genes] for part in groups.values()]

@@ -143,8 +143,7 @@ def sensitivity(
         raise ValueError(f"`x` and `y` must be the names of two parameters, not {x!r} and {y!r}.")
     call = "st.tl.tune(adata, 'weights', ...)"
     trials = _base.numeric_table(adata, key, "trials", ["value"], call, "trials", "state")
-    absent = [c for c in (x, y) if c not in trials]
-    if absent:
+    if absent := [c for c in (x, y) if c not in trials]:
         raise KeyError(f"{listing(absent)} is not in `adata.uns[{key!r}]['trials']`; it has {listing(trials.columns)}.")
     completed = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()]
     if completed.empty:

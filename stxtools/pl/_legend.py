@@ -69,8 +69,7 @@ def _from_palette(palette: Any, names: list[str]) -> dict[str, str]:
         raise TypeError(f"`palette` must be the name of a colour map, a list of colours or a mapping from category "
                         f"to colour, not {palette!r}.")  # fmt: skip
     chosen = chosen if isinstance(chosen, Mapping) else dict(zip(names, chosen, strict=False))
-    absent = [name for name in names if name not in chosen]
-    if absent:
+    if absent := [name for name in names if name not in chosen]:
         raise ValueError(f"`palette` has {len(palette)} colours, and none for {listing(absent)}.")
     try:
         return {name: to_hex(chosen[name]) for name in names}

@@ -71,8 +71,7 @@ def panels_of(
     libs = libraries(adata, _library_key(adata, params) if library_key is None else library_key)
     xy = coordinates(adata, spatial_key, libs)
     wanted = libs.names if library is None else check_names("library", library, "a section")
-    absent = [name for name in wanted if name not in libs.names]
-    if absent or not wanted:
+    if not wanted or not set(wanted) <= set(libs.names):
         raise ValueError(f"`library={library!r}` is not in `adata`; the sections are {listing(libs.names)}.")
     rows = [np.flatnonzero(libs.codes == libs.names.index(name)) for name in wanted]
     return [Panel(name, part, xy[part], spatial_key) for name, part in zip(wanted, rows, strict=True)]

@@ -136,8 +136,7 @@ def _from_landmarks(landmarks: Mapping[str, ArrayLike], names: list[str], refere
 
     if not isinstance(landmarks, Mapping):
         raise TypeError(f"`landmarks` must map section names to (m, 2) arrays, not {type(landmarks).__name__}.")
-    missing = [n for n in names if n not in landmarks]
-    if missing:
+    if missing := [n for n in names if n not in landmarks]:
         raise KeyError(
             f"`landmarks` lacks section(s) {', '.join(map(repr, missing))}; it has "
             f"{', '.join(repr(str(n)) for n in landmarks) or 'none'}. The reference ({reference!r}) needs some, too."

@@ -79,19 +79,17 @@ def origin(table: Any, raw: pd.DataFrame) -> dict[str, str | None]:
     if isinstance(table, pd.DataFrame):
         return {"table": "DataFrame"}
     path = check_path("table", table)
-    digests = []
+    digest = hashlib.sha256()
     for part in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         with part.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    digest = digests[0] if path.is_file() else hashlib.sha256("".join(digests).encode()).hexdigest()
-    return {"table": path.name, "sha256": digest, "release": raw.attrs.get("release") or None}
+            hashlib.file_digest(file, lambda: digest)
+    return {"table": path.name, "sha256": digest.hexdigest(), "release": raw.attrs.get("release") or None}
 
 
 def parse_target_table(raw: pd.DataFrame, symbol_col: str | None = None, disease: str | None = None) -> TargetTable:
     """Recognise the format of a table by its header and bring it to one row per gene."""
     header = set(map(str, raw.columns))
-    duplicated = sorted({str(c) for c in raw.columns[raw.columns.astype(str).duplicated()]})
-    if duplicated:
+    if duplicated := sorted({str(c) for c in raw.columns[raw.columns.astype(str).duplicated()]}):
         raise ValueError(f"Column(s) {duplicated} are in the table more than once; drop or rename all but one.")
     if disease is not None:
         if symbol_col is not None or not header >= _CLINICAL:
@@ -240,11 +238,9 @@ def _by_id_and_symbol(name: str, raw: pd.DataFrame, values: pd.DataFrame) -> Tar
 def _generic(raw: pd.DataFrame, symbol_col: str) -> TargetTable:
     values = raw.drop(columns=symbol_col)
     values.columns = [str(c) for c in values.columns]
-    bad = [c for c in values.columns if unstorable(c)]
-    if bad:
+    if bad := [c for c in values.columns if unstorable(c)]:
         raise ValueError(f"Column(s) {bad} of the table have names that h5ad and zarr cannot store; rename them.")
-    unordered = [c for c in values.columns if pd.api.types.is_complex_dtype(values[c].dtype)]
-    if unordered:
+    if unordered := [c for c in values.columns if pd.api.types.is_complex_dtype(values[c].dtype)]:
         raise TypeError(f"Column(s) {unordered} of the table hold complex numbers, which have no order; drop them.")
     gene = _text(raw[symbol_col])
     if gene.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5:

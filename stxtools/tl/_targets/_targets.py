@@ -12,7 +12,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._checks import check_key, listing
 from stxtools._docs import documented
-from stxtools._slots import Slots, check_free, provenance, records
+from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_in, check_key_added, stored_table
 from stxtools._warn import warn
 from stxtools.tl._biomarkers._table import COLUMNS
@@ -106,10 +106,8 @@ def targets(
     params_key = f"{_keys.TARGETS if key_added is None else out_key}_params"
     earlier = adata.uns.get(params_key)
     record = dict(earlier) if isinstance(earlier, Mapping) else {}
-    others = {str(c) for params in records(record) for c in params.get("columns", ())}
-    others -= {str(c) for params in records(record.get(parsed.format)) for c in params.get("columns", ())}
-    clash = [c for c in rows.columns if c in COLUMNS or (c in others and c in biomarkers)]
-    if clash:
+    others = {str(c) for name, params in record.items() if name != parsed.format for c in params.get("columns", ())}
+    if clash := [c for c in rows.columns if c in COLUMNS or (c in others and c in biomarkers)]:
         raise ValueError(
             f"The table's column(s) {clash} are already columns of the biomarker table, or of a table that was joined "
             "before; rename them."
@@ -126,8 +124,8 @@ def targets(
         joined[column] = pd.Series(values, index=joined.index).astype(str) if values.dtype == object else values
     record[parsed.format] = provenance(
         **origin(table, raw), disease=disease, symbol_col=symbol_col, symbol_key=symbol_key, ensembl_key=ensembl_key,
-        key=key, columns=list(map(str, rows.columns)),
-        matched_by=matched_by, n_matched=int((position >= 0).sum()), n_unmatched=int((position < 0).sum()),
+        key=key, columns=list(map(str, rows.columns)), matched_by=matched_by, n_matched=int((position >= 0).sum()),
+        n_unmatched=int((position < 0).sum()),
         **{name: np.array(genes, dtype=object) for name, genes in report.items()},
     )  # fmt: skip
     _warn(parsed.format, len(names), report)
