@@ -178,7 +178,8 @@ def biomarker_arrays(rows: pd.DataFrame, params: Mapping[str, Any]) -> tuple[dic
     blocks["t-names"] = _pack([str(name) for name in genes[1]])
     texts = {}
     if "n_libraries" in rows and (rows["n_libraries"] > 1).any():
-        agree = rows["direction_consistent"].map({True: ", agree", False: ", differ"}).astype(object).fillna("")
+        agree = rows.get("direction_consistent", pd.Series(pd.NA, rows.index))
+        agree = agree.map({True: ", agree", False: ", differ"}).astype(object).fillna("")
         unit = "sections" if params.get("subject_key") is None else "subjects"
         texts[unit] = list(rows["n_libraries"].astype(str) + agree.astype(str))
     if any(evidence := evidence_texts(rows)):

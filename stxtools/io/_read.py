@@ -129,11 +129,9 @@ def _first(folder: Path, *patterns: str) -> Path:
 
 def _bins(folder: Path, bin_size: int) -> Path:
     """Return the folder of the bins of a size."""
-    sizes = {int(m[1]): path for path in sorted(folder.iterdir()) if (m := re.fullmatch(r"square_(\d+)um", path.name))}
+    sizes = {int(path.name[7:-2]): path for path in sorted(folder.glob("square_*um"))}
     if bin_size not in sizes:
-        raise ValueError(
-            f"`bin_size={bin_size}`: {str(folder)!r} has bins of {', '.join(map(str, sorted(sizes)))} microns."
-        )
+        raise ValueError(f"`bin_size={bin_size}`: {str(folder)!r} has bins of {', '.join(map(str, sizes))} microns.")
     return sizes[bin_size]
 
 
@@ -147,15 +145,18 @@ def _read_matrix(path: Path) -> AnnData:
 
 
 def _read_csv_matrix(path: Path) -> AnnData:
-    """Read a table of cells and genes in parts."""
+    """Read a table of cells and genes in parts, and set its control probes apart."""
     header = pd.read_csv(path, nrows=0).columns
     names = list(dict.fromkeys([header[0], *header.intersection(["fov", "cell_ID", "cell"])]))
     cells, counts = [], []
     for part in pd.read_csv(path, dtype=dict.fromkeys(names, str), chunksize=_CHUNK):
         cells.append(_cell_names(part))
         counts.append(sparse.csr_matrix(part.drop(columns=names).to_numpy(dtype=np.float32)))
-    obs = pd.DataFrame(index=np.concatenate(cells))
-    return AnnData(sparse.vstack(counts, format="csr"), obs=obs, var=pd.DataFrame(index=header.drop(names)))
+    matrix, control = sparse.vstack(counts, format="csr"), header.drop(names).str.match(CONTROLS)
+    obs, var = pd.DataFrame(index=np.concatenate(cells)), pd.DataFrame(index=header.drop(names))
+    adata = AnnData(matrix, obs=obs, var=var)
+    adata.obsm["blank"] = adata[:, control].to_df()  # the name that spatialdata-io gives MERSCOPE's
+    return adata[:, ~control].copy()
 
 
 def _cell_names(table: pd.DataFrame) -> Array:
@@ -173,12 +174,6 @@ def _place(adata: AnnData, cells: pd.DataFrame, x: str, y: str) -> None:
     adata.obs = cells.drop(columns=[x, y]).rename_axis(None)
 
 
-def _split_controls(adata: AnnData) -> AnnData:
-    control = adata.var_names.str.match(CONTROLS)
-    adata.obsm["blank"] = adata[:, control].to_df()  # the name that spatialdata-io gives MERSCOPE's
-    return adata[:, ~control].copy()
-
-
 Read = tuple[AnnData, str, dict[str, Any]]  # with the name of the section and its entry in ``uns["spatial"]``
 
 
@@ -190,16 +185,15 @@ def _read_space_ranger(folder: Path) -> Read:
     adata = _read_matrix(matrix)
     _place(adata, _positions(folder), _PXL_X, _PXL_Y)
     factors = json.loads((spatial[0] / "scalefactors_json.json").read_text())
-    entry: dict[str, Any] = {"images": {}, "metadata": {}, "scalefactors": factors}
+    entry: dict[str, Any] = {"images": {}, "scalefactors": factors}
     for name in ("hires", "lowres"):
         for path in [path for at in spatial for path in _visible(at, f"tissue_{name}_image.*")][:1]:
             with Image.open(path) as image:
                 entry["images"][name] = np.asarray(image)
     with h5py.File(matrix) as file:
         named = [_text(name) for name in file.attrs.get("library_ids", [])]
-        for key in ("chemistry_description", "software_version"):
-            if key in file.attrs:
-                entry["metadata"][key] = _text(file.attrs[key])
+        known = file.attrs.keys() & {"chemistry_description", "software_version"}
+        entry["metadata"] = {key: _text(file.attrs[key]) for key in sorted(known)}
     name = section_name(folder)
     return adata, named[0] if named and _visible(spatial[0], "tissue_positions*.csv") else name, entry
 
@@ -242,8 +236,7 @@ def _read_merscope(folder: Path) -> Read:
     path = _only(folder, "*cell_metadata*.csv*")
     name = pd.read_csv(path, nrows=0).columns[0]
     _place(adata, pd.read_csv(path, dtype={name: str}).set_index(name), "center_x", "center_y")
-    metadata = {"unit": "micron", "platform": "MERSCOPE"}
-    return _split_controls(adata), section_name(folder), {"metadata": metadata}
+    return adata, section_name(folder), {"metadata": {"unit": "micron", "platform": "MERSCOPE"}}
 
 
 def _read_cosmx(folder: Path) -> Read:
@@ -261,7 +254,7 @@ def _read_cosmx(folder: Path) -> Read:
     if np.isfinite(span).all() and span[0] > 0:  # fields of view have a position in millimetres and in pixels
         metadata |= {"unit": "micron", "pixel_size": float(1000 * span[1] / span[0])}
     adata.obsm[_keys.SPATIAL] *= metadata.get("pixel_size", 1.0)
-    return _split_controls(adata), library, {"metadata": metadata}
+    return adata, library, {"metadata": metadata}
 
 
 _VENDORS: dict[str, tuple[str, Callable[[Path], Read]]] = {  # by a file that only its folders have
