@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -342,18 +340,6 @@ def test_libraries_of_one_condition_each_are_replicates():
         one = adata.uns["biomarkers"].set_index("names").loc[both.index]
         half = both["pvals"] / 2
         np.testing.assert_allclose(one["pvals"], np.where(sign * both["scores"] > 0, half, 1 - half), rtol=1e-9)
-
-
-@pytest.mark.parametrize(("n_obs", "warns"), [(49, True), (50, False)])
-def test_small_group_warns_that_its_pvalues_are_too_small(n_obs: int, warns: bool) -> None:
-    xy = grid_positions(15, 15)
-    adata = poisson_section(np.ones((225, 5)), xy, np.random.default_rng(0))
-    nearest = np.argsort(((adata.obsm["spatial"] - adata.obsm["spatial"].mean(axis=0)) ** 2).sum(axis=1))[:n_obs]
-    adata.obs["group"] = np.where(np.isin(np.arange(adata.n_obs), nearest), "small", "rest of it")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        st.tl.biomarkers(adata, "group", groups=["small"], n_null=50, show_progress=False)
-    assert any("fewer than 50 observations" in str(w.message) for w in caught) == warns
 
 
 def test_too_few_libraries_are_an_error_and_one_library_a_warning():

@@ -236,7 +236,6 @@ def test_held_out_counts_need_no_protection(quick_params):
     st.tl.segment(adata, n_segments=2, layer="split_train", params=quick_params)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("default", "Group.* fewer than 50 observations")
         st.tl.biomarkers(adata, "segment", layer="split_test", n_null=60)
     assert not adata.uns["biomarkers_params"]["protected"]
     with pytest.warns(UserWarning, match="optimistic"):

@@ -27,7 +27,7 @@ from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 
 from ._attribution import load_models, model_attributions, reads_regions
-from ._design import chosen_groups, compare, group_sizes, testable, warn_few, warn_single
+from ._design import chosen_groups, compare, group_sizes, testable, warn_single
 from ._probe import probe_attributions
 from ._protect import TestData
 from ._table import design_table, scanpy_twin, sort_genes
@@ -117,7 +117,6 @@ def biomarkers(
     planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs), subjects) for name in chosen]
     designs = testable(planned, reference, groupby, explicit=not isinstance(groups, str))
     warn_single(designs, groupby, library_key)
-    warn_few(designs, codes, libs.codes, groupby)
     between = [d.name for d in designs if d.kind == "between"]
     if adjusted_for and between:
         raise ValueError(

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from stxtools.stats._meta_analysis import Alternative
     from stxtools.tl._describe import Features
 
-_FEW = 50  # observations on a side; smaller compact groups are called too often
-
 
 def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -> list[str]:
     """Return the groups to test, checked; of two groups, ``"all"`` is the last one, the first its reference."""
@@ -75,21 +73,6 @@ def group_sizes(designs: list[Design], codes: Ints, libs: Ints) -> dict[str, Int
     """Return the numbers of tested observations of each group and of its reference."""
     tested = [[side[np.isin(libs, d.libraries)].sum() for side in d.sides(codes)] for d in designs]
     return dict(zip(("n_obs_group", "n_obs_reference"), np.array(tested, dtype=np.int64).T, strict=True))
-
-
-def warn_few(designs: list[Design], codes: Ints, libs: Ints, groupby: str) -> None:
-    """Warn of groups that are small in every section: random groups of their size are called too often."""
-    few = []
-    for design in designs:
-        inside, outside = (np.bincount(libs[side], minlength=libs.max() + 1) for side in design.sides(codes))
-        if design.kind == "within" and np.minimum(inside, outside).max() < _FEW:
-            few.append(design.name)
-    if few:
-        warn(
-            f"Group(s) {listing(few)} of `{groupby}` or their reference have fewer than {_FEW} observations in every "
-            "section: their p-values are too small; up to 62 % of random groups of 10 to 30 neighbours had a gene "
-            "at an FDR of 5 %. Merge groups, or confirm their genes in other sections."
-        )
 
 
 def warn_single(designs: list[Design], groupby: str, library_key: str | bool | None) -> None:
