@@ -21,6 +21,7 @@ _LEAST_Z = 2.2  # nearer to 0, p-values are above START
 _LEAST_Z_ONE_SIDED = 1.5  # on the side of the shorter tail
 _BEYOND = 0.1  # p-values per random region beyond which the tail is extrapolated
 _FEWEST = 10  # p-values that show a tail
+_SMALL = 0.001
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,29 @@ class PowerSums:
         return df, skewness, shrunken_kurtosis(kurtosis, df, self.n)
 
 
-def null_tail(null: Floats, sums: PowerSums, most: float, *, one_sided: bool) -> Floats:
-    """Return the small p-values of null correlations (genes x regions), as -log p with the sign of the correlation."""
+def null_tail(null: Floats, first: int, sums: PowerSums, most: float, *, one_sided: bool) -> Floats:
+    """Return the small p-values of null correlations (genes x regions, from the ``first`` on).
+
+    Columns: -log p with the sign of the correlation, and the region.
+    """
     least = (_LEAST_Z_ONE_SIDED if one_sided else _LEAST_Z) * np.sqrt(sums.square / sums.n)
     gene, region = np.nonzero(np.abs(null) > np.maximum(least, 1e-9)[:, None])
     r = null[gene, region]
     pvals = region_pvals(np.clip(r, -0.999999, 0.999999), *sums.without(gene, r).moments(most), one_sided=one_sided)
     small = pvals <= START
-    return np.asarray(-np.log(pvals[small]) * np.sign(r[small]))
+    return np.stack([-np.log(pvals[small]) * np.sign(r[small]), first + region[small]], axis=1)
 
 
-def calibrated(statistic: Floats, df: Floats, tail: Floats, n_null: int, n_genes: int, *, one_sided: bool) -> Floats:
+def calibrated(
+    statistic: Floats, df: Floats, tail: Floats, n_null: int, n_genes: int, *, one_sided: bool, left_out: float
+) -> Floats:  # fmt: skip
     """Return t statistics with calibrated p-values, which are never smaller; their order stays.
 
+    ``left_out``: share of the random regions, those with most small p-values.
     ``tail``: small p-values of ``n_genes`` in ``n_null`` random regions; each sign by itself if ``one_sided``.
     """
     out = statistic.copy()
+    tail, n_null = _usual(tail, n_null, left_out)
     pvals = 2.0 * stats.t.sf(np.abs(statistic), df)
     for sign in (1.0, -1.0):
         null = np.abs(tail[tail * sign > 0] if one_sided else tail)
@@ -81,6 +89,15 @@ def calibrated(statistic: Floats, df: Floats, tail: Floats, n_null: int, n_genes
         found = sign * stats.t.isf(mended / 2.0, df[part])
         out[part] = np.where(mended > pvals[part], found, statistic[part])
     return out
+
+
+def _usual(tail: Floats, n_null: int, left_out: float) -> tuple[Floats, int]:
+    """Leave out the random regions with most small p-values; return the others' and their number."""
+    region = tail[:, 1].astype(np.int64)
+    count = np.bincount(region[np.abs(tail[:, 0]) >= -np.log(_SMALL)], minlength=n_null)
+    usual = np.ones(n_null, dtype=bool)
+    usual[np.argsort(-count, kind="stable")[: int(left_out * n_null)]] = False
+    return tail[usual[region], 0], int(usual.sum())
 
 
 def _curve(score: Floats, null: Floats, n: float, beyond: float) -> Floats:

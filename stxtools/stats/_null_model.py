@@ -254,7 +254,8 @@ def n_words(n_labels: int) -> int:
 class RegionDraws(PackedLabels):
     """A region and, after it, its random regions; the same for its complement.
 
-    The side without the first observation is tested; ``flipped``: that is the complement.
+    The side without the first observation is tested; ``flipped``: that is the complement. ``copied``: its
+    random regions are copies of it.
     """
 
     def __init__(self, xy: Floats, pairs: LagPairs, label: Bools, n_null: int, seed: Sequence[int]) -> None:
@@ -264,7 +265,8 @@ class RegionDraws(PackedLabels):
         rng = np.random.default_rng([*seed, zlib.crc32(np.packbits(side).tobytes())])
         few = side.mean() <= 0.5
         copies = RegionCopies(xy, side if few else ~side, pairs)
-        if copies.possible(rng):
+        self.copied = copies.possible(rng)
+        if self.copied:
             drawn: Iterator[Bools] = (copy == few for copy in copies.draw(n_null, rng))
         else:
             drawn = LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng)

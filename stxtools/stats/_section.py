@@ -134,13 +134,13 @@ def test_region(
     df, skewness, kurtosis = sums.moments(most)
     r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
     one_sided = alternative not in (None, "two-sided")
-    tail = np.zeros(0)
+    tail = np.zeros((0, 2))
     if alternative is None:
         statistic = r * np.sqrt(df / (1.0 - r**2))
     else:
         statistic = region_statistic(r, df, skewness, kurtosis, one_sided=one_sided)
-        nulls = (correlation(part)[0][:, int(part.start == 0) :] for part in parts)
-        tail = np.concatenate([null_tail(null, sums, most, one_sided=one_sided) for null in nulls])
+        nulls = ((correlation(part)[0][:, int(part.start == 0) :], max(part.start - 1, 0)) for part in parts)
+        tail = np.concatenate([null_tail(*null, sums, most, one_sided=one_sided) for null in nulls])
     ratio = np.where(known, correlation.residual / label_ss, 0.0)
     variance = np.where(known, sums.square / n_null, 1.0) * ratio
     return RegionEffect(r * np.sqrt(ratio), variance, statistic, df, skewness, kurtosis, np.ones_like(r), tail, model)
