@@ -17,7 +17,7 @@ from stxtools._types import Floats, Ints
 from ._tails import region_pvals, shrunken_kurtosis
 
 START = 0.01  # p-values above stay
-_LEAST_Z = 2.2  # nearer to 0, p-values are above START
+_LEAST_Z = 2.2  # nearer to 0, p-values are above START, unless there are fewer than 6 degrees of freedom
 _LEAST_Z_ONE_SIDED = 1.5  # on the side of the shorter tail
 _BEYOND = 0.1  # p-values per random region beyond which the tail is extrapolated
 _FEWEST = 10  # p-values that show a tail
@@ -47,12 +47,10 @@ class PowerSums:
 
     def moments(self, most: float) -> tuple[Floats, Floats, Floats]:
         """Return effective degrees of freedom, at ``most`` those of white noise; skewness; shrunken kurtosis."""
-        known = self.square > 0
+        square = np.where(self.square > 0, self.square, 1.0)
         # the correlation has null variance 1 / (n_eff - 1) (Dutilleul 1993), at least that of white noise
-        df = np.clip(1.0 / np.where(known, self.square / self.n, 1.0) - 1.0, 1.0, most)
-        cube, fourth = self.cube * np.sqrt(self.n), self.fourth * self.n
-        skewness = np.divide(cube, self.square**1.5, out=np.zeros_like(cube), where=known)
-        kurtosis = np.divide(fourth, self.square**2, out=np.full_like(fourth, 3.0), where=known)
+        df = np.clip(1.0 / (square / self.n) - 1.0, 1.0, most)
+        skewness, kurtosis = self.cube * np.sqrt(self.n) / square**1.5, self.fourth * self.n / square**2
         return df, skewness, shrunken_kurtosis(kurtosis, df, self.n)
 
 

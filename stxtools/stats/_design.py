@@ -84,11 +84,11 @@ def outcome_within(contrasts: Sequence[Contrast], design: Design) -> Outcome:
     parts = [c.description for c in contrasts if c.description is not None]
     described = Description(*(np.mean([getattr(d, each.name) for d in parts], axis=0) for each in fields(Description)))
     known = np.stack([c.effects[0].variance > 0 for c in contrasts])
-    error = standard_error(subject_means(np.stack([d.effect for d in parts]), known, subjects))
+    error = standard_error(_subject_means(np.stack([d.effect for d in parts]), known, subjects))
     length = float(np.median([c.effects[0].model.length for c in contrasts]))
     by_question = list(zip(*(c.effects for c in contrasts), strict=True))
     tested = [_combine(effects, contrasts[0].alternative, subjects) for effects in by_question]
-    adjusted_error = standard_error(subject_means(np.stack([e.effect for e in by_question[0]]), known, subjects))
+    adjusted_error = standard_error(_subject_means(np.stack([e.effect for e in by_question[0]]), known, subjects))
     return Outcome(described, error, tested[0], adjusted_error, length, tested[1] if len(tested) > 1 else None)
 
 
@@ -99,7 +99,7 @@ def _combine(effects: Sequence[RegionEffect], alternative: Alternative, subjects
         stacked = [np.stack([getattr(e, m) for e in effects]) for m in names]
         stacked[0] = stacked[0] * np.stack([e.shrinkage for e in effects])
         if subjects is not None:
-            stacked = list(_of_subjects(subjects, *stacked))
+            stacked = _of_subjects(subjects, *stacked)
         return combine_sections(*stacked, alternative=alternative)
     one = effects[0]
     known = one.variance > 0
@@ -108,30 +108,29 @@ def _combine(effects: Sequence[RegionEffect], alternative: Alternative, subjects
     return Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement)
 
 
-def subject_means(values: Floats, known: Bools, subjects: Ints | None) -> Floats:
+def _by_subject(values: Floats | Bools, subjects: Ints) -> Floats:
+    """Sum over the libraries (rows) of each subject."""
+    return np.stack([values[subjects == s].sum(axis=0) for s in np.unique(subjects)])
+
+
+def _subject_means(values: Floats, known: Bools, subjects: Ints | None) -> Floats:
     """Average the known values of the libraries (rows) of each subject; 0 where none is known."""
     if subjects is None:
         return values
-    parts = [(values[subjects == s] * known[subjects == s], known[subjects == s]) for s in np.unique(subjects)]
-    return np.stack([value.sum(axis=0) / np.maximum(used.sum(axis=0), 1) for value, used in parts])
+    return _by_subject(values * known, subjects) / np.maximum(_by_subject(known, subjects), 1)
 
 
 def _of_subjects(
     subjects: Ints, effect: Floats, variance: Floats, df: Floats, skewness: Floats, kurtosis: Floats
-) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+) -> list[Floats]:
     """Return effects averaged by subject, and the moments of these means, with Satterthwaite's degrees of freedom."""
-    known = variance > 0
-
-    def total(values: Floats) -> Floats:
-        """Sum over the libraries of each subject."""
-        return np.stack([np.where(known, values, 0.0)[subjects == s].sum(axis=0) for s in np.unique(subjects)])
-
-    count, sum_variance = np.maximum(total(np.ones_like(effect)), 1), total(variance)
-    scale = np.where(sum_variance > 0, sum_variance, 1.0)
-    ratio = total(variance**2 / df)
-    df = np.divide(scale**2, ratio, out=np.ones_like(ratio), where=ratio > 0)
-    third, excess = total(variance**1.5 * skewness) / scale**1.5, total(variance**2 * (kurtosis - 3)) / scale**2
-    return subject_means(effect, known, subjects), sum_variance / count**2, df, third, 3 + excess
+    known = variance > 0  # 0 where unknown, and so are the terms of these sums
+    terms = variance, variance**2 / df, variance**1.5 * skewness, variance**2 * (kurtosis - 3), known
+    total, squares, third, fourth, count = (_by_subject(each, subjects) for each in terms)
+    scale = np.where(total > 0, total, 1.0)
+    df = np.divide(scale**2, squares, out=np.ones_like(squares), where=squares > 0)
+    mean, variance = _subject_means(effect, known, subjects), total / np.maximum(count, 1) ** 2
+    return [mean, variance, df, third / scale**1.5, 3 + fourth / scale**2]
 
 
 def standard_error(effects: Floats) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 
 import numpy as np
 from scipy import fft, sparse
@@ -177,46 +177,35 @@ class LabelSampler:
                 yield label
 
 
-class RegionCopies:
-    """Draws copies of a region of little extent: turned, mirrored and moved at random, of the nearest observations.
+def _region_copies(xy: Floats, label: Bools, pairs: LagPairs, rng: np.random.Generator) -> Iterator[Bools] | None:
+    """Return copies of a region without end: turned, mirrored and moved at random, of the nearest observations.
 
-    Thresholded fields are less compact than such a region.
+    Thresholded fields are less compact than a region of little extent. None for others, or if most copies do not fit.
     """
+    offsets = xy[label] - xy[label].mean(axis=0)
+    if len(offsets) > _MOST_COPIED or 2.0 * np.hypot(*offsets.T).max() > _LARGEST_COPIED * pairs.extent:
+        return None
+    tree = cKDTree(xy)
 
-    def __init__(self, xy: Floats, label: Bools, pairs: LagPairs) -> None:
-        self._xy, self._tree, self._reach = xy, cKDTree(xy), _REACH * pairs.spacing
-        self._offsets = xy[label] - xy[label].mean(axis=0)
-        diameter = 2.0 * np.hypot(*self._offsets.T).max()
-        self._small = len(self._offsets) <= _MOST_COPIED and diameter <= _LARGEST_COPIED * pairs.extent
-
-    def possible(self, rng: np.random.Generator) -> bool:
-        """Whether the region is small, and most copies fit into the tissue."""
-        return self._small and sum(self._copy(rng) is not None for _ in range(_TRIED)) > _TRIED // 2
-
-    def draw(self, n_labels: int, rng: np.random.Generator) -> Iterator[Bools]:
-        """Yield labels."""
-        while n_labels:
-            copy = self._copy(rng)
-            if copy is not None:
-                label = np.zeros(len(self._xy), dtype=bool)
-                label[copy] = True
-                n_labels -= 1
-                yield label
-
-    def _copy(self, rng: np.random.Generator) -> Ints | None:
-        """Return as many observations as the region has, nearest to a copy of it; None if much of it lies outside."""
+    def copy() -> Bools | None:
         angle, mirror = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
         turn = np.array([[np.cos(angle), -np.sin(angle)], [mirror * np.sin(angle), mirror * np.cos(angle)]])
-        at = self._offsets @ turn + self._xy[rng.integers(len(self._xy))]
+        at = offsets @ turn + xy[rng.integers(len(xy))]
         k, chosen = 4, np.zeros(0, dtype=np.int64)
         while len(chosen) < len(at):
-            k = min(2 * k, len(self._xy))
-            distance, index = self._tree.query(at, k)
-            if (distance[:, 0] > self._reach).mean() > _OUTSIDE:
+            k = min(2 * k, len(xy))
+            distance, index = tree.query(at, k)
+            if (distance[:, 0] > _REACH * pairs.spacing).mean() > _OUTSIDE:
                 return None
             by_distance = index.ravel()[np.argsort(distance.ravel(), kind="stable")]
             chosen = by_distance[np.sort(np.unique(by_distance, return_index=True)[1])]
-        return chosen[: len(at)]
+        out = np.zeros(len(xy), dtype=bool)
+        out[chosen[: len(at)]] = True
+        return out
+
+    copies = (copy() for _ in count())
+    n_fitting = sum(one is not None for one in islice(copies, _TRIED))
+    return (one for one in copies if one is not None) if n_fitting > _TRIED // 2 else None
 
 
 class PackedLabels:
@@ -264,10 +253,10 @@ class RegionDraws(PackedLabels):
         self.model = fit_label_model(pairs, side)
         rng = np.random.default_rng([*seed, zlib.crc32(np.packbits(side).tobytes())])
         few = side.mean() <= 0.5
-        copies = RegionCopies(xy, side if few else ~side, pairs)
-        self.copied = copies.possible(rng)
-        if self.copied:
-            drawn: Iterator[Bools] = (copy == few for copy in copies.draw(n_null, rng))
-        else:
+        copies = _region_copies(xy, side if few else ~side, pairs, rng)
+        self.copied = copies is not None
+        if copies is None:
             drawn = LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng)
+        else:
+            drawn = (copy == few for copy in islice(copies, n_null))
         super().__init__(chain([side], drawn), len(xy), 1 + n_null)
