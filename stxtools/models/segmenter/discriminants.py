@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
+from scipy.ndimage import maximum
 from scipy.sparse.csgraph import connected_components
 from scipy.special import softmax
 
@@ -104,16 +105,15 @@ def _pieces(section: Section, rows: Ints, labels: Ints) -> list[tuple[int, int, 
     same = codes[graph.row] == codes[graph.col]
     edges = sparse.coo_matrix((same[same], (graph.row[same], graph.col[same])), graph.shape)
     piece = connected_components(edges, directed=False)[1]
+    _, one_of, size = np.unique(piece, return_index=True, return_counts=True)
     squared = ((xy - group_means(xy, np.ones(len(xy)), piece)[piece]) ** 2).sum(axis=1)
-    size, radius, of_class = np.bincount(piece), np.zeros(len(xy)), np.zeros(len(xy), dtype=np.int64)
-    np.maximum.at(radius, piece, squared)
-    of_class[piece] = codes
+    radius = maximum(squared, piece, np.arange(len(size)))
     large = np.argsort(-size, kind="stable")[:_MAX_PIECES]
     large = large[size[large] > 1]
-    single = np.bincount(codes[~np.isin(piece, large)])
-    return [(int(of_class[p]), int(size[p]), float(radius[p])) for p in large] + [
-        (int(c), int(single[c]), np.inf) for c in np.flatnonzero(single)
-    ]
+    classes, counts = np.unique(codes[~np.isin(piece, large)], return_counts=True)
+    infinite = np.full(len(classes), np.inf)
+    columns = np.r_[codes[one_of[large]], classes], np.r_[size[large], counts], np.r_[radius[large], infinite]
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _moved(xy: Floats, pieces: Sequence[tuple[int, int, float]], predicted: Ints, rng: np.random.Generator) -> Ints:

@@ -41,9 +41,8 @@ class EnsembleFitter:
         self.without_labels = self.with_labels
         self.expression = [s.by_name for s in self.sections if s.by_name is not None]
         if len(self.expression) == len(self.sections) and "genes" in named:
-            self.without_labels = [m for m in self.with_labels if m == "network" and not (auto and training.across)] + [
-                "genes"
-            ]
+            network = [m for m in self.with_labels if m == "network" and not (auto and training.across)]
+            self.without_labels = [*network, "genes"]
         elif auto and training.across:
             self.without_labels = ["linear"]
         self.in_region = np.concatenate([s.region >= 0 for s in self.sections])
