@@ -45,7 +45,8 @@ def drawn(line: ad.AnnData) -> ad.AnnData:
         }),
     }  # fmt: skip
     line.uns["compare"] = pd.DataFrame({
-        "kind": "expression", "group": "ill", "reference": "well", "compartment": "a", "names": line.var_names[:4],
+        "kind": "expression", "group": "ill", "reference": "well", "n_group": 3, "n_reference": 3, "compartment": "a",
+        "names": line.var_names[:4],
         "logfoldchanges": [2.0, 1.0, -1.0, 0.1], "ci_low": -3.0, "ci_high": 3.0, "pvals": [1e-4, 1e-3, 1e-3, 0.5],
         "pvals_adj": [1e-3, 1e-2, 1e-2, 0.6],
     })  # fmt: skip

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from stxtools.stats._design import Description, outcome_within
 from stxtools.stats._meta_analysis import (
     adjust_bh,
     combine_sections,
@@ -105,6 +109,18 @@ def test_comparison_of_libraries_is_calibrated_and_finds_effects():
     found = compare_libraries(group, reference)
     assert found.n_libraries[:3].tolist() == [9, 0, 9]
     assert 0 < found.pvals[0] < 0.05 < found.pvals[1] == 1
+
+
+def test_calibration_shrinks_the_statistic_of_several_libraries_and_not_their_effect():
+    full, shrunk = np.array([1.0, 0.5]), np.array([0.5, 1.0])
+    one, none = np.ones(2), np.zeros(2)
+    moments = {"variance": 0.01 * one, "df": 50 * one, "skewness": none, "kurtosis": 3 * one, "statistic": none}
+    effect = SimpleNamespace(effect=full, shrinkage=shrunk, model=SimpleNamespace(length=1.0), **moments)
+    described = SimpleNamespace(**{each.name: full for each in fields(Description)})
+    library = SimpleNamespace(description=described, effects=(effect,), alternative="two-sided")
+    tested = outcome_within([library] * 3, Design("in", 1, None, "within", [0, 1, 2])).tested
+    np.testing.assert_allclose(tested.effect, full)
+    np.testing.assert_allclose(tested.statistic[0], tested.statistic[1])
 
 
 def test_probe_attribution_equals_numerical_integrated_gradients():

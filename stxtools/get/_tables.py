@@ -14,7 +14,7 @@ from stxtools._docs import documented
 from stxtools._validate import check_in, check_number, listing, stored_table
 
 _EFFECTS = {"kind", "compartment", "ci_low", "ci_high", "pvals", "pvals_adj"}
-_COMPARED = _EFFECTS | {"group", "names", "logfoldchanges"}
+_COMPARED = _EFFECTS | {"group", "names", "logfoldchanges", "n_group", "n_reference"}
 _TRENDS = _EFFECTS | {"feature", "slope", "pvals_order"}
 _METRICS = ("accuracy", "precision", "recall", "auroc", "mse")
 _BY = ("model", "target", "scheme", "leaky", "noise")

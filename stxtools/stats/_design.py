@@ -95,12 +95,15 @@ def outcome_within(contrasts: Sequence[Contrast], design: Design) -> Outcome:
 def _combine(effects: Sequence[RegionEffect], alternative: Alternative, subjects: Ints | None) -> Combined:
     """Combine one test over libraries or subjects."""
     if len(effects) > 1:
-        names = ("effect", "variance", "df", "skewness", "kurtosis")
-        stacked = [np.stack([getattr(e, m) for e in effects]) for m in names]
-        stacked[0] = stacked[0] * np.stack([e.shrinkage for e in effects])
-        if subjects is not None:
-            stacked = _of_subjects(subjects, *stacked)
-        return combine_sections(*stacked, alternative=alternative)
+        names = ("effect", "variance", "df", "skewness", "kurtosis", "shrinkage")
+        effect, *moments, shrinkage = (np.stack([getattr(e, m) for e in effects]) for m in names)
+
+        def combined(effect: Floats) -> Combined:
+            values = [effect, *moments] if subjects is None else _of_subjects(subjects, effect, *moments)
+            return combine_sections(*values, alternative=alternative)
+
+        tested, mean = combined(effect * shrinkage), combined(effect).effect  # calibration concerns the statistic alone
+        return replace(tested, effect=np.where(mean * tested.effect > 0, mean, tested.effect))
     one = effects[0]
     known = one.variance > 0
     pvals = np.where(known, t_pvals(one.statistic, one.df, alternative), 1.0)
