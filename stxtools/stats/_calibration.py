@@ -68,15 +68,15 @@ def null_tail(null: Floats, first: int, sums: PowerSums, most: float, *, one_sid
 
 
 def calibrated(
-    statistic: Floats, df: Floats, tail: Floats, n_null: int, n_genes: int, *, one_sided: bool, left_out: float
+    statistic: Floats, df: Floats, tail: Floats, n_null: int, n_genes: int, *, one_sided: bool, trimmed: float
 ) -> Floats:  # fmt: skip
     """Return t statistics with calibrated p-values, which are never smaller; their order stays.
 
-    ``left_out``: share of the random regions, those with most small p-values.
+    ``trimmed``: share of the random regions, those with most small p-values.
     ``tail``: small p-values of ``n_genes`` in ``n_null`` random regions; each sign by itself if ``one_sided``.
     """
     out = statistic.copy()
-    tail, n_null = _usual(tail, n_null, left_out)
+    tail, n_null = _usual(tail, n_null, trimmed)
     pvals = 2.0 * stats.t.sf(np.abs(statistic), df)
     for sign in (1.0, -1.0):
         null = np.abs(tail[tail * sign > 0] if one_sided else tail)
@@ -89,12 +89,12 @@ def calibrated(
     return out
 
 
-def _usual(tail: Floats, n_null: int, left_out: float) -> tuple[Floats, int]:
+def _usual(tail: Floats, n_null: int, trimmed: float) -> tuple[Floats, int]:
     """Leave out the random regions with most small p-values; return the others' and their number."""
     region = tail[:, 1].astype(np.int64)
     count = np.bincount(region[np.abs(tail[:, 0]) >= -np.log(_SMALL)], minlength=n_null)
     usual = np.ones(n_null, dtype=bool)
-    usual[np.argsort(-count, kind="stable")[: int(left_out * n_null)]] = False
+    usual[np.argsort(-count, kind="stable")[: int(trimmed * n_null)]] = False
     return tail[usual[region], 0], int(usual.sum())
 
 

@@ -34,7 +34,7 @@ from ._smooth import N_FUNCTIONS, Metric, SmoothBasis, smooth_basis
 
 FIRST_PASS_FDR = 0.2
 MIN_NULL = 50
-LEFT_OUT = 0.02  # share of random fields out of the calibration: by chance, some are a compartment of the tissue
+TRIMMED = 0.02  # share of random fields that do not calibrate: by chance, some are a compartment of the tissue
 
 
 class ExpressionReader(Protocol):
@@ -209,8 +209,8 @@ class _RegionTest:
         effect, one_sided = concatenated(self.blocks), self.contrast.alternative != "two-sided"
         n_genes = int((effect.variance > 0).sum())
         args = effect.statistic, effect.df, effect.null_tail, self.n_null, n_genes
-        left_out = 0.0 if self.draws.copied else LEFT_OUT
-        statistic = calibrated(*args, one_sided=one_sided, left_out=left_out)
+        trimmed = 0.0 if self.draws.copied else TRIMMED
+        statistic = calibrated(*args, one_sided=one_sided, trimmed=trimmed)
         changed = statistic != effect.statistic
         shrinkage = np.divide(statistic, effect.statistic, out=effect.shrinkage, where=changed)
         effect = replace(effect, statistic=statistic, shrinkage=shrinkage)

@@ -124,12 +124,13 @@ def test_region(
     Without an ``alternative`` the test is the t-test of a correlation.
     """
     sums = PowerSums(0, *np.zeros((3, len(correlation.known))))
-    parts = [slice(first, min(first + BITS, n_null + 1)) for first in range(0, n_null + 1, BITS)]
-    for part in parts:
-        null, residual = correlation(part)
-        if part.start == 0:
+    nulls = []
+    for first in range(0, n_null + 1, BITS):
+        null, residual = correlation(slice(first, min(first + BITS, n_null + 1)))
+        if first == 0:
             r, label_ss, null = null[:, 0], residual[:, 0], null[:, 1:]
         sums = sums.add(null)
+        nulls.append((null, max(first - 1, 0)))
     known, most = correlation.known & (sums.square > 0), max(n_obs - 2.0 - correlation.n_covariates, 1.0)
     df, skewness, kurtosis = sums.moments(most)
     r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
@@ -139,7 +140,6 @@ def test_region(
         statistic = r * np.sqrt(df / (1.0 - r**2))
     else:
         statistic = region_statistic(r, df, skewness, kurtosis, one_sided=one_sided)
-        nulls = ((correlation(part)[0][:, int(part.start == 0) :], max(part.start - 1, 0)) for part in parts)
         tail = np.concatenate([null_tail(*null, sums, most, one_sided=one_sided) for null in nulls])
     ratio = np.where(known, correlation.residual / label_ss, 0.0)
     variance = np.where(known, sums.square / n_null, 1.0) * ratio
