@@ -213,7 +213,7 @@ class _RegionTest:
         statistic = calibrated(*args, one_sided=one_sided, trimmed=trimmed)
         changed = statistic != effect.statistic
         shrinkage = np.divide(statistic, effect.statistic, out=effect.shrinkage, where=changed)
-        effect = replace(effect, statistic=statistic, shrinkage=shrinkage)
+        effect = replace(effect, statistic=statistic, shrinkage=shrinkage, null_tail=effect.null_tail[:0].copy())
         if not self.draws.flipped:
             return effect
         return replace(effect, effect=-effect.effect, statistic=-effect.statistic, skewness=-effect.skewness)
