@@ -335,16 +335,22 @@ def value_per_unit(
     return out
 
 
-def subject_of_libraries(adata: AnnData, libs: Libraries, subject_key: str | None) -> tuple[int, ...] | None:
-    """Return the subject of each section, or None where every subject has one or no key is given."""
-    if subject_key is None:
-        return None
+def subjects_of(adata: AnnData, libs: Libraries, subject_key: str) -> Libraries:
+    """Return names of the subjects and, per section, the index of its subject."""
     codes, names = categories(adata, subject_key, "subject_key")
     out = value_per_unit(libs, codes, names, subject_key)
     without = [name for name, code in zip(libs.names, out, strict=True) if code < 0]
     if without:
         raise ValueError(f"`adata.obs[{subject_key!r}]` is missing in all observations of {listing(without)}.")
-    return tuple(out.tolist()) if len(np.unique(out)) < len(out) else None
+    return Libraries(names, out)
+
+
+def subject_of_libraries(adata: AnnData, libs: Libraries, subject_key: str | None) -> tuple[int, ...] | None:
+    """Return the subject of each section, or None where every subject has one or no key is given."""
+    if subject_key is None:
+        return None
+    codes = subjects_of(adata, libs, subject_key).codes
+    return tuple(codes.tolist()) if len(np.unique(codes)) < len(codes) else None
 
 
 def label_classes(adata: AnnData, key: str, param: str) -> Labels:

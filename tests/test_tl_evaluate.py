@@ -108,6 +108,36 @@ def test_seeds_draw_different_blocks_and_libraries_are_whole_folds() -> None:
     assert two.uns["evaluation"]["fold"].tolist() == ["a", "b"]
 
 
+def test_all_sections_of_a_subject_are_held_out_together() -> None:
+    xy = np.random.default_rng(0).uniform(size=(200, 2))
+    adata = _tissue(xy, np.array(list("abcde"))[np.arange(200) % 5])
+    adata.obs["patient"] = adata.obs["library"].map({"a": "p1", "b": "p2", "c": "p1", "d": "p3", "e": "p1"})
+    adata.obs.loc[adata.obs_names[:20], "patient"] = None  # the section's other observations name it
+    given: list[tuple[list[Any], list[np.ndarray]]] = []
+    how = BY_LIBRARY | {"region_key": "half", "subject_key": "patient", "use_rep": "rep", "show_progress": False}
+    st.tl.evaluate(adata, {"m": _spy(lambda *what: given.append(what))}, **how)
+    hidden = [[s.name for s, codes in zip(*pair, strict=True) if (codes < 0).any()] for pair in given]
+    assert hidden == [["a", "c", "e"], ["b"], ["d"]]
+    table = adata.uns["evaluation"]
+    assert table["fold"].tolist() == ["p1", "p2", "p3"]
+    assert table["n_test"].tolist() == [120, 40, 40]
+    assert adata.uns["evaluation_params"]["subject_key"] == "patient"
+    st.tl.tune(
+        adata, "unet", space={"width": [4]}, search="grid", params={"epochs": 1, "pretrain": "none"},
+        accelerator="cpu", **{k: v for k, v in how.items() if k != "n_seeds"},
+    )  # fmt: skip
+    assert adata.uns["tune"]["trials"]["n_folds"].tolist() == [3]
+    for wrong, column, words in (
+        ({"scheme": "block"}, "patient", "pass `scheme='library'`"),
+        ({}, "half", "'a' .`library_key`. has several values"),
+        ({}, "one", "names one subject .'p'"),
+        ({}, "nobody", "'nobody'"),
+    ):
+        adata.obs["one"] = "p"
+        with pytest.raises((ValueError, KeyError), match=words):
+            st.tl.evaluate(adata, FAST, **how | wrong | {"subject_key": column})
+
+
 # ------------------------------------------------------------------------------------------------- metrics
 
 

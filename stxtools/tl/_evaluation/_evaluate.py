@@ -51,8 +51,9 @@ def evaluate(
     max_folds: int | None = None, n_seeds: int = 5, noise: float | Sequence[float] = 0.0,
     params: Mapping[str, Mapping[str, Any]] | None = None, checkpoint: str | os.PathLike[str] | None = None,
     use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto", devices: int | str = 1,
-    show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
+    library_key: str | bool | None = None, subject_key: str | None = None, random_state: int = 0,
+    accelerator: str = "auto", devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None,
+    copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Benchmark models on held-out tissue, over folds, seeds and noise levels.
 
@@ -72,8 +73,8 @@ def evaluate(
     genes
         Genes to hide and predict, or their number, drawn for each seed; adds the target ``"expression"`` (``mse``).
     scheme
-        What to hold out: ``"block"`` (spatial blocks), ``"library"`` (sections; other sections of the same donor stay
-        in the training set), ``"random"`` (leaky), or several.
+        What to hold out: ``"block"`` (spatial blocks), ``"library"`` (a section, or with ``subject_key`` all sections
+        of a subject, which else may be in the training set), ``"random"`` (leaky), or several.
     n_folds, max_folds
         Number of folds of ``"block"`` and ``"random"``, and maximum number of folds to run per seed.
     n_seeds
@@ -108,7 +109,7 @@ def evaluate(
     protocol = Protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, check_names("scheme", scheme, "a scheme"),
         n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
-        library_key=library_key, seed=seed, accelerator=accelerator, devices=devices,
+        library_key=library_key, subject_key=subject_key, seed=seed, accelerator=accelerator, devices=devices,
     )  # fmt: skip
     if isinstance(genes, Integral):
         genes = check_int("genes", genes, minimum=1, maximum=protocol.adata.n_vars - 2)

@@ -23,7 +23,7 @@ from stxtools._data.representation import log_normalize, stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._spatial.blocks import assign_parts, spatial_blocks
 from stxtools._types import Bools, Floats32, Ints
-from stxtools._validate import categories, check_choice, check_in, check_int
+from stxtools._validate import Libraries, categories, check_choice, check_in, check_int, subjects_of
 from stxtools._version import __version__
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Protocol:
     def __init__(
         self, adata: AnnData, keys: Mapping[str, str | None], schemes: Sequence[str], allowed: Sequence[str] = SCHEMES,
         *, n_folds: int, max_folds: int | None, use_rep: str | None, layer: str | None, spatial_key: str,
-        library_key: str | bool | None, seed: int, accelerator: str, devices: int | str,
+        library_key: str | bool | None, subject_key: str | None, seed: int, accelerator: str, devices: int | str,
     ) -> None:  # fmt: skip
         for name in schemes or [""]:
             check_choice("scheme", name, allowed)
@@ -72,6 +72,10 @@ class Protocol:
             raise ValueError(
                 "`scheme='library'` holds out whole sections: name them with `library_key=`, at least two."
             )
+        if subject_key is not None and "library" not in schemes:
+            raise ValueError("`subject_key` holds out whole subjects: pass `scheme='library'` with it, or omit it.")
+        libs = self.where.libs
+        self.held_out = libs if subject_key is None else _held_out(adata, libs, subject_key)
         if use_rep is not None:
             check_in(adata, "obsm", use_rep, "use_rep")
         self.targets, self.n_folds = _targets(adata, keys), check_int("n_folds", n_folds, minimum=2)
@@ -80,7 +84,7 @@ class Protocol:
         self.run: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "show_progress": False}
         self.record: dict[str, Any] = {f"{name}_key": key for name, key in keys.items()} | {
             "n_folds": n_folds, "max_folds": max_folds, "use_rep": use_rep, "layer": layer, "random_state": seed,
-            "spatial_key": spatial_key, "library_key": library_key,
+            "spatial_key": spatial_key, "library_key": library_key, "subject_key": subject_key,
         }  # fmt: skip
         if use_rep is not None:
             matrix = sparse.csr_matrix(stored_representation(adata, use_rep))
@@ -93,6 +97,8 @@ class Protocol:
             "version": __version__, "data": _checksum(self.adata, self.where, self.targets, matrix),
             "n_folds": self.n_folds, "use_rep": use_rep, "layer": layer, "pca_seed": seed,
         }  # fmt: skip
+        if subject_key is not None:
+            self.settings["subjects"] = zlib.crc32(self.held_out.codes.tobytes())
 
     def with_adata(self, adata: AnnData, layer: str | None) -> Protocol:
         """Return the protocol for other expression of the same observations."""
@@ -127,9 +133,9 @@ class Protocol:
 
     def _assign(self, scheme: str, seed: int) -> tuple[Ints, list[str]]:
         """Return the fold of every observation and the names of the folds."""
-        libs, xy = self.where.libs, self.where.xy
+        xy = self.where.xy
         if scheme == "library":
-            return libs.codes.copy(), list(libs.names)
+            return self.held_out.codes.copy(), list(self.held_out.names)
         rng = np.random.default_rng([seed, 7])
         fold = np.empty(len(xy), dtype=np.int64)
         for rows in self.where.parts:
@@ -208,6 +214,17 @@ def _targets(adata: AnnData, keys: Mapping[str, str | None]) -> list[Target]:
     if len(set(named.values())) < len(named):
         raise ValueError(f"`biomarker_key` and `region_key` are both {out[0].key!r}; name two different columns.")
     return out
+
+
+def _held_out(adata: AnnData, libs: Libraries, subject_key: str) -> Libraries:
+    """Return the subject of each observation, of at least two."""
+    subjects = subjects_of(adata, libs, subject_key)
+    if len(subjects) < 2:
+        raise ValueError(
+            f"`subject_key={subject_key!r}` names one subject ({subjects.names[0]!r}); holding out subjects takes two "
+            "at least. Omit it to hold out sections."
+        )
+    return Libraries(subjects.names, subjects.codes[libs.codes])
 
 
 def settings_fingerprint(settings: Mapping[str, Any]) -> str:

@@ -56,8 +56,9 @@ def tune(
     params: Mapping[str, Any] | None = None, stages: Mapping[str, Mapping[str, Any]] | None = None, storage: Any = None,
     scheme: Literal["block", "library"] = "block", n_folds: int = 3, max_folds: int | None = None,
     use_rep: str | None = None, layer: str | None = None, spatial_key: str = _keys.SPATIAL,
-    library_key: str | bool | None = None, random_state: int = 0, accelerator: str = "auto", devices: int | str = 1,
-    show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
+    library_key: str | bool | None = None, subject_key: str | None = None, random_state: int = 0,
+    accelerator: str = "auto", devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None,
+    copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Tune hyperparameters of the U-Net, the graph network or the loss weights with Optuna.
 
@@ -119,7 +120,7 @@ def tune(
     protocol = Protocol(
         adata, {"biomarker": biomarker_key, "region": region_key}, [scheme], [s for s in SCHEMES if s not in LEAKY],
         n_folds=n_folds, max_folds=max_folds, use_rep=use_rep, layer=layer, spatial_key=spatial_key,
-        library_key=library_key, seed=seed, accelerator=accelerator, devices=devices,
+        library_key=library_key, subject_key=subject_key, seed=seed, accelerator=accelerator, devices=devices,
     )  # fmt: skip
     n_grid = prod(len(values) for values in fields.values())
     study = Search(
