@@ -304,6 +304,10 @@ def test_wrong_input_for_track_is_reported(series: ad.AnnData, monkeypatch: pyte
 def test_get_track_filters_and_pl_track_draws_the_links(tracked: ad.AnnData) -> None:
     links = st.get.track(tracked, event=["splits", "merges"], fdr=0.01)
     assert set(links["event"]) == {"splits", "merges"}
+    assert st.get.track(tracked, event="splits and merges").empty  # not an error: nothing does, here
+    found = {"event": st.get.track(tracked)["event"].to_numpy(), "fdr": st.get.track(tracked, fdr=0.01)["event"]}
+    assert (found["event"] == "disappears").sum() == (found["fdr"] == "disappears").sum() > 0
+    assert len(found["fdr"]) < len(found["event"])
     assert len(st.get.track(tracked, "compartments")) == tracked.obs.groupby("time")["compartment"].nunique().sum()
     ax = st.pl.track(tracked, legend=False)
     bars = [p for p in ax.patches if p.get_height() > 0]

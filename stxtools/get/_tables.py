@@ -17,6 +17,7 @@ _EFFECTS = {"kind", "compartment", "ci_low", "ci_high", "pvals", "pvals_adj"}
 _COMPARED = _EFFECTS | {"group", "names", "logfoldchanges", "n_group", "n_reference"}
 _TRENDS = _EFFECTS | {"feature", "slope", "pvals_order"}
 _METRICS = ("accuracy", "precision", "recall", "auroc", "mse")
+_EVENTS = ("continues", "splits", "merges", "splits and merges", "appears", "disappears", "none")
 _BY = ("model", "target", "scheme", "leaky", "noise")
 
 
@@ -191,8 +192,10 @@ def track(
         ``"links"``: all pairs of compartments of consecutive time points. ``"compartments"``: the compartments at each
         time point, with their lineages. ``"regions"``: the best counterparts of each region.
     event
-        Keep links of these kinds: ``"continues"``, ``"splits"``, ``"merges"``, ``"appears"``, ``"disappears"``,
-        ``"none"`` (pairs without a link). All by default.
+        Keep links of these kinds: ``"continues"``, ``"splits"``, ``"merges"``, ``"splits and merges"``, ``"appears"``,
+        ``"disappears"``, ``"none"`` (pairs without a link). All by default.
+    fdr
+        Keep pairs with ``pvals_adj`` up to this value, and what appears or disappears, which has no p-value.
 
     Examples
     --------
@@ -205,7 +208,14 @@ def track(
     rows = stored_table(adata, key, set(), "tracked compartments", "st.tl.track(adata, time_key)", table)
     if table != "links" and (event is not None or fdr is not None):
         raise ValueError(f"`event` and `fdr` filter links; omit them for `table={table!r}`.")
-    return _filtered(rows, f"adata.uns[{key!r}][{table!r}]", fdr, event=event)
+    if event is not None:
+        events = check_names("event", event, "an event")
+        for name in events:
+            check_choice("event", name, _EVENTS)
+        rows = rows[rows["event"].isin(events)]
+    if fdr is not None:
+        rows = rows[~(rows["pvals_adj"] > check_number("fdr", fdr, minimum=0.0, maximum=1.0))]
+    return rows.reset_index(drop=True).copy()
 
 
 @documented
