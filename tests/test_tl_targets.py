@@ -257,6 +257,24 @@ def test_a_table_does_not_replace_the_columns_of_another(adata, interactions, tm
     assert list(adata.uns["biomarkers"].columns) == list(before.uns["biomarkers"].columns)
 
 
+def test_each_table_of_ones_own_has_its_record_and_column(adata, tmp_path):
+    score, class_ = pd.DataFrame({"s": ["ERBB2"], "score": [1.0]}), pd.DataFrame({"s": ["EGFR"], "class": ["kinase"]})
+    surface = pd.DataFrame({"s": ["ERBB2", "EGFR"]})  # a list of genes, without further columns
+    for own in (score, class_, surface, surface, class_, score.assign(score=2.0)):
+        _joined(adata, own, symbol_col="s")
+    table, record = adata.uns["biomarkers"].set_index("names"), adata.uns["targets_params"]
+    listed = {c.removeprefix("in_"): set(table.index[table[c]]) for c in table if c.startswith("in_")}
+    assert listed == {"table": {"ERBB2"}, "table_2": {"EGFR"}, "table_3": {"ERBB2", "EGFR"}}
+    assert {name: list(params["columns"]) for name, params in record.items()} == {
+        "table": ["score"], "table_2": ["class"], "table_3": [],
+    }  # fmt: skip
+    assert table.loc["ERBB2", "score"] == 2, "the same columns again are an update"
+    with pytest.raises(ValueError, match=r"\['class'\] are already columns .* joined before"):
+        st.tl.targets(adata, pd.DataFrame({"s": ["EGFR"], "score": [1.0], "class": ["x"], "n": [1]}), symbol_col="s")
+    for back in read_back(adata, tmp_path):
+        assert_same(dict(back.uns["targets_params"]), dict(record))
+
+
 def test_variables_that_share_a_symbol_get_the_same_row(adata):
     adata.var["symbol"] = ["ERBB2", "ERBB2", "ESR1", "x", "y", "z"]
     own = pd.DataFrame({"s": ["ERBB2"], "v": [1.0]})

@@ -260,5 +260,5 @@ def _aggregate(values: pd.DataFrame, gene: pd.Series) -> pd.DataFrame:
             out[column] = grouped.any()
         else:
             out[column] = grouped.agg(_join).astype(object) if is_text else grouped.max().astype(np.float64)
-    frame = pd.DataFrame(out)
+    frame = pd.DataFrame(out, index=np.unique(gene[named]))  # a list of genes has no other columns
     return frame.set_axis(frame.index.astype(object))

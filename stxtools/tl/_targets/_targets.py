@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import chain, count
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +44,7 @@ def targets(
     - **Open Targets** target prioritisation (Ochoa et al. 2023): its numeric columns on their own scale, -1 to 1;
     - **Open Targets** targets: ``tractability_sm`` (small molecule), ``_ab`` (antibody), ``_pr`` (degrader), ``_oc``
       (other): the positive assessments, best first; ``safety_events``, ``subcellular_locations``;
-    - any other table with ``symbol_col``: its other columns.
+    - any other table with ``symbol_col``: its other columns (format ``table``; further ones ``table_2``, ...).
 
     Rows of the same gene are merged: maximum of numbers, any of booleans, distinct texts joined by ``"; "``. Genes that
     the table lacks have False in ``in_{format}``, and NaN, NA, 0 or an empty text. Nothing recorded is no proof of
@@ -106,15 +108,16 @@ def targets(
     params_key = f"{_keys.TARGETS if key_added is None else out_key}_params"
     earlier = adata.uns.get(params_key)
     record = dict(earlier) if isinstance(earlier, Mapping) else {}
-    others = {str(c) for name, params in record.items() if name != parsed.format for c in params.get("columns", ())}
+    row = position[names.get_indexer(biomarkers["names"].astype(str))]
+    name = _record_name(parsed.format, rows.columns, record, row >= 0, biomarkers)
+    others = {str(c) for other, params in record.items() if other != name for c in params.get("columns", ())}
     if clash := [c for c in rows.columns if c in COLUMNS or (c in others and c in biomarkers)]:
         raise ValueError(
             f"The table's column(s) {clash} are already columns of the biomarker table, or of a table that was joined "
             "before; rename them."
         )
     joined = biomarkers.copy()
-    row = position[names.get_indexer(joined["names"].astype(str))]
-    joined[f"in_{parsed.format}"] = row >= 0
+    joined[f"in_{name}"] = row >= 0
     for column in rows.columns:  # where a gene is not listed: NaN, NA of truth values, 0 or an empty text
         values = rows[column].to_numpy()
         fill = {"O": "", "f": np.nan}.get(values.dtype.kind, values.dtype.type(0))
@@ -122,7 +125,7 @@ def targets(
         if values.dtype == bool:
             values = pd.arrays.BooleanArray(values, row < 0)
         joined[column] = pd.Series(values, index=joined.index).astype(str) if values.dtype == object else values
-    record[parsed.format] = provenance(
+    record[name] = provenance(
         **origin(table, raw), disease=disease, symbol_col=symbol_col, symbol_key=symbol_key, ensembl_key=ensembl_key,
         key=key, columns=list(map(str, rows.columns)), matched_by=matched_by, n_matched=int((position >= 0).sum()),
         n_unmatched=int((position < 0).sum()),
@@ -131,6 +134,21 @@ def targets(
     _warn(parsed.format, len(names), report)
     replaces = {f"uns/{key}"} if out_key == key else set()  # the biomarker table gets more columns
     return Slots("tl.targets", uns={out_key: joined, params_key: record}, replaces=replaces).write(adata, copy)
+
+
+def _record_name(
+    kind: str, columns: pd.Index, record: Mapping[str, Any], listed: np.ndarray, biomarkers: pd.DataFrame
+) -> str:
+    """Return the format, with a number for a further table of one's own; the same table again keeps its name."""
+
+    def is_same(name: str) -> bool:
+        earlier = set(record[name].get("columns", ()))
+        if earlier or not columns.empty:
+            return bool(earlier) and earlier <= set(columns)
+        return np.array_equal(biomarkers.get(f"in_{name}"), listed)  # lists of genes
+
+    names = chain([kind], (f"{kind}_{i}" for i in count(2)))
+    return next(name for name in names if kind != "table" or name not in record or is_same(name))
 
 
 def _queries(
