@@ -63,7 +63,8 @@ def rules() -> list[dict[str, str]]:
 
 def test_documented_workflow_gives_the_results_of_the_functions(folder, capsys):
     found = rules()
-    assert [rule["name"] for rule in found] == ["all", *(step for step in STEPS if step not in ("targets", "compare"))]
+    further = ("describe", "targets", "compare")
+    assert [rule["name"] for rule in found] == ["all", *(step for step in STEPS if step not in further)]
     made = {"sections/A1.h5ad"}
     for rule in found[1:]:
         where = {"section": "A1"}
@@ -125,6 +126,12 @@ def test_targets_and_conditions_from_files(folder, make_section):
     assert (pd.read_csv("t.csv")["n_drugs"] == 1).all()
     how = ["--condition-key", "arm", "--subject-key", "library", "--groupby", "band", "--library-key", "library"]
     assert main(["compare", "t.h5ad", "c.h5ad", *how, "--table", "c.csv", "--quiet"]) == 0
+    Path("sets.csv").write_text("source,target\n" + "".join(f"s{i % 2},{g}\n" for i, g in enumerate(adata.var_names)))
+    how = ["--groupby", "band", "--library-key", "library", "--n-null", "100", "--table", "d.csv", "--quiet"]
+    for net, kinds in (("sets.csv", ["activity"]), ('{"sets": "sets.csv"}', ["sets"])):
+        assert main(["describe", "t.h5ad", "d.h5ad", *how, "--net", net]) == 0
+        assert list(ad.read_h5ad("d.h5ad").uns["describe_params"]["kinds"]) == kinds
+    assert list(pd.read_csv("d.csv", index_col="group").index) == list(adata.obs["band"].cat.categories)
     st.tl.targets(adata, "drugs.tsv")
     st.tl.compare(adata, "arm", "library", groupby="band", library_key="library", show_progress=False)
     adata.write_h5ad("same.h5ad")

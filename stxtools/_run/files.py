@@ -72,7 +72,8 @@ class _DeferredErrorFile(io.FileIO):
 def write_table(adata: AnnData, path: str | Path, key: str = _keys.BIOMARKERS) -> None:
     """Write a table, such as the biomarkers, as CSV."""
     with atomic_write(path) as part:
-        adata.uns[key].to_csv(part, index=False, float_format="%.6g")
+        table = adata.uns[key]
+        table.to_csv(part, index=table.index.name is not None, float_format="%.6g")
 
 
 class Folder:

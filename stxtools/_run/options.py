@@ -19,6 +19,7 @@ STEPS = {
     "regions": "connected regions as a graph: st.tl.region_graph",
     "embed": "region embeddings and attention: st.tl.embed",
     "biomarkers": "genes that mark each group: st.tl.biomarkers",
+    "describe": "gene sets, ligand-receptor pairs and names of each group: st.tl.describe",
     "targets": "drugs, tractability and safety of these genes: st.tl.targets",
     "compare": "conditions, with the patient as unit: st.tl.compare",
     "report": "all results as one HTML file: st.report",
@@ -43,7 +44,12 @@ _EXTRA: dict[str, dict[str, Option]] = {
     command: {name: Option(*option) for name, option in options.items()}
     for command, options in json.loads(Path(__file__).with_name("options.json").read_text("utf-8")).items()
 }
-CSV = {"biomarkers": "table", "compare": "table", "targets": "csv"}  # the option of a step that names the CSV file
+CSV = {
+    "biomarkers": "table",
+    "describe": "table",
+    "compare": "table",
+    "targets": "csv",
+}  # the option of a step that names the CSV file
 # the calls of a run, and their options beside the common ones
 CALLS = {
     "segment": ("library_key", "n_segments", "labels_key", "model", "save_model", "pretrained", "use_rep", "image_key",
@@ -109,6 +115,10 @@ def _int_or_str(text: str) -> int | str:
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
+def _file_or_json(text: str) -> Any:
+    return json.loads(text) if text.lstrip().startswith("{") else text
+
+
 def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         return text if text == "none" else number(text)
@@ -119,6 +129,7 @@ def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:
 
 # by the name of a type: its classes in a file, its description, and how argparse reads it
 _TYPES: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "Table | Mapping": ((str, dict), "a file or a table of files", {"type": _file_or_json, "metavar": "FILE"}),
     "Mapping": (dict, "a table", {"type": json.loads, "metavar": "JSON"}),
     "Sequence": ((str, list), "a text or a list of texts", {"nargs": "+", "action": "extend", "metavar": "NAME"}),
     "int | str": ((int, str), "an integer or a text", {"type": _int_or_str, "metavar": "N"}),

@@ -173,6 +173,6 @@ def run_step(arguments: Mapping[str, Any]) -> None:
     if step != "report":
         write_h5ad(adata, out)
     if table is not None:
-        default = _keys.COMPARE if step == "compare" else options.get("key", _keys.BIOMARKERS)
-        write_table(adata, table, options.get("key_added") or default)
+        default = {"compare": _keys.COMPARE, "describe": _keys.DESCRIBE}.get(step, _keys.BIOMARKERS)
+        write_table(adata, table, options.get("key_added") or options.get("key", default))
     log(f"wrote {out}", quiet)
