@@ -15,9 +15,7 @@ from stxtools._validate import categories, check_adata, check_seed, listing, val
 from stxtools._warn import warn
 from stxtools.stats._subjects import MIN_SUBJECTS, compare_subjects
 
-from ._subject_values import MIN_OBS, SubjectValues, effect_table
-
-KINDS = ("share", "contact", "expression")
+from ._subject_values import MIN_OBS, Subjects, UnitValues, Values
 
 
 @documented
@@ -65,25 +63,24 @@ def compare(
         raise ValueError(f"`reference={reference!r}` is not a condition; `adata.obs[{condition_key!r}]` has "
                          f"{listing(condition_names)}.")  # fmt: skip
     base = 0 if reference is None else condition_names.index(reference)
-    subjects = SubjectValues(adata, subject_key, groupby, spatial_key, library_key)
+    subjects = Subjects(adata, subject_key, groupby, spatial_key, library_key)
     value_per_unit(subjects.where.libs, conditions, condition_names, condition_key)
     # a unit is a subject in a condition
-    known = (subjects.subjects >= 0) & (conditions >= 0)
+    known = (subjects.codes >= 0) & (conditions >= 0)
     units = np.full(adata.n_obs, -1)
-    pairs, units[known] = np.unique(np.stack([subjects.subjects, conditions])[:, known], axis=1, return_inverse=True)
-    subjects.count(adata, layer, units)
+    pairs, units[known] = np.unique(np.stack([subjects.codes, conditions])[:, known], axis=1, return_inverse=True)
+    values = UnitValues(adata, layer, subjects, units)
 
     stage("comparing subjects")
     tables, within = [], []
     for other in range(len(condition_names)):
         if other == base or not {base, other} <= set(pairs[1].tolist()):
             continue
-        chosen, paired = _units(pairs, other, base, subjects.subject_names, condition_names)
+        chosen, paired = _units(pairs, other, base, subjects.names, condition_names)
         group = pairs[1, chosen] == other
-        parts = subjects.shares(chosen), subjects.contacts(chosen), subjects.expression(chosen, (group, ~group))
-        for kind, (values, level, names) in zip(KINDS, parts, strict=True):
-            if len(names):
-                table = _table(compare_subjects(values, group, level, seed, paired=paired), kind, names)
+        for part in (values.shares(chosen), values.contacts(chosen), values.expression(chosen, (group, ~group))):
+            if part.names:
+                table = _table(part, compare_subjects(part.log2, group, part.level, seed, paired=paired))
                 table.insert(0, "group", condition_names[other])
                 tables.append(table)
         within += [condition_names[other]] * paired
@@ -93,8 +90,8 @@ def compare(
         )
     params = provenance(
         condition_key=condition_key, subject_key=subject_key, groupby=groupby, reference=condition_names[base],
-        min_obs=MIN_OBS, min_subjects=MIN_SUBJECTS, layer=layer, **subjects.record, spatial_key=spatial_key,
-        library_key=subjects.library_key, random_state=seed, compartments=subjects.names, within_subjects=within,
+        min_obs=MIN_OBS, min_subjects=MIN_SUBJECTS, layer=layer, **values.record, spatial_key=spatial_key,
+        library_key=subjects.library_key, random_state=seed, compartments=values.names, within_subjects=within,
     )  # fmt: skip
     uns = {key: pd.concat(tables, ignore_index=True), f"{key}_params": params}
     return Slots("tl.compare", uns=uns).write(adata, copy)
@@ -118,10 +115,10 @@ def _units(
     return chosen[~np.isin(pairs[0, chosen], unpaired)], True
 
 
-def _table(columns: dict[str, Array], kind: str, names: list[tuple[str, str]]) -> pd.DataFrame:
+def _table(values: Values, columns: dict[str, Array]) -> pd.DataFrame:
     means = {name: np.exp2(columns[name]) for name in ("mean_group", "mean_reference")}
-    table = effect_table(columns | means, kind, names, "names", "logfoldchanges")
-    if kind != "expression":
+    table = values.effects(columns | means, "names", "logfoldchanges")
+    if values.kind != "expression":
         return table
     order = (-table["logfoldchanges"].abs(), table["pvals"].fillna(2.0), pd.factorize(table["compartment"])[0])
     return table.iloc[np.lexsort(order)].reset_index(drop=True)

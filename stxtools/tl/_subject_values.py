@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -20,8 +21,28 @@ from stxtools.stats._meta_analysis import adjust_bh
 _HALF = 0.5  # added to counts before logarithms
 MIN_OBS = 10  # of a subject in a compartment, for it to count there, and that express a gene
 
-# subjects x values, the level that their variance depends on, and compartment and feature of each
-Values = tuple[Floats, Floats | None, list[tuple[str, str]]]
+
+@dataclass(frozen=True)
+class Values:
+    """Values of one kind (units x features) as log2; NaN where a unit lacks a feature.
+
+    ``names``: compartment and feature of each column. ``level``: mean log2 count, on which the variance depends.
+    """
+
+    kind: str
+    log2: Floats
+    names: list[tuple[str, str]]
+    level: Floats | None = None
+
+    def effects(self, columns: dict[str, Array], feature: str, effect: str) -> pd.DataFrame:
+        """Return the table of the effects in ``columns``; p-values are adjusted over those that are known."""
+        compartments, features = ([name[i] for name in self.names] for i in (0, 1))
+        table = pd.DataFrame({"kind": self.kind, "compartment": compartments, feature: features, **columns})
+        tested = np.isfinite(columns["pvals"])
+        for column in [c for c in ("pvals", "pvals_order") if c in table]:
+            table.insert(table.columns.get_loc(column) + 1, f"{column}_adj", np.nan)
+            table.loc[tested, f"{column}_adj"] = adjust_bh(table.loc[tested, column].to_numpy())
+        return table.rename(columns={"effect": effect})
 
 
 def time_of(adata: AnnData, time_key: str, units: Libraries, unit_key: str) -> Floats:
@@ -49,26 +70,31 @@ def time_of(adata: AnnData, time_key: str, units: Libraries, unit_key: str) -> F
     return np.where(at >= 0, times[at], np.nan)
 
 
-class SubjectValues:
-    """Subjects, compartments (-1: none) and positions; :meth:`count` adds counts by unit (subject) and compartment.
+class Subjects:
+    """The subject, the compartment (-1: none) and the position of each observation."""
+
+    def __init__(
+        self, adata: AnnData, subject_key: str, groupby: str, spatial_key: str, library_key: str | bool | None
+    ) -> None:
+        self.codes, self.names = categories(adata, subject_key, "subject_key", min_classes=2)
+        self.compartments, self.compartment_names = categories(adata, groupby, "groupby")
+        self.library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
+        self.where = Geometry(adata, spatial_key, self.library_key)
+        value_per_unit(self.where.libs, self.codes, self.names, subject_key)
+
+
+class UnitValues:
+    """Values of units (subjects, or subjects in a condition) by compartment.
 
     - ``cell``: Unit times number of compartments plus compartment, of each observation; -1 outside any.
     - ``sizes``, ``sums``, ``expressing``: Observations by unit and compartment; summed expression and observations that
       express, by gene, too.
     """
 
-    def __init__(
-        self, adata: AnnData, subject_key: str, groupby: str, spatial_key: str, library_key: str | bool | None
-    ) -> None:
-        self.subjects, self.subject_names = categories(adata, subject_key, "subject_key", min_classes=2)
-        self.compartments, self.names = categories(adata, groupby, "groupby")
-        self.library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
-        self.where = Geometry(adata, spatial_key, self.library_key)
+    def __init__(self, adata: AnnData, layer: str | None, subjects: Subjects, unit: Ints) -> None:
+        """Count without observations of unit -1."""
+        self.where, self.compartments, self.names = subjects.where, subjects.compartments, subjects.compartment_names
         self.genes = np.asarray(adata.var_names, dtype=str)
-        value_per_unit(self.where.libs, self.subjects, self.subject_names, subject_key)
-
-    def count(self, adata: AnnData, layer: str | None, unit: Ints) -> None:
-        """Count observations and sum expression by unit and compartment, without observations of unit -1."""
         used = (self.compartments >= 0) & (unit >= 0)
         shape = (int(unit.max()) + 1, len(self.names))
         self.cell = np.where(used, unit * shape[1] + self.compartments, -1)
@@ -84,7 +110,7 @@ class SubjectValues:
         sizes = self.sizes[chosen]
         total = sizes.sum(axis=1, keepdims=True)
         values = np.where(total > 0, np.log2((sizes + _HALF) / (total + 1.0)), np.nan)
-        return values, np.log2(sizes.mean(axis=0) + _HALF), [(name, "") for name in self.names]
+        return Values("share", values, [(name, "") for name in self.names], np.log2(sizes.mean(axis=0) + _HALF))
 
     def contacts(self, chosen: Ints) -> Values:
         """Neighbours between two compartments over the number expected from their sizes."""
@@ -99,13 +125,13 @@ class SubjectValues:
         i, j = np.triu_indices(k, 1)
         both = present[:, i] & present[:, j]
         i, j, both = i[both.any(axis=0)], j[both.any(axis=0)], both[:, both.any(axis=0)]
-        labels = [(self.names[a], self.names[b]) for a, b in zip(i, j, strict=True)]
-        return np.where(both, ratio[:, i, j], np.nan), None, labels
+        names = [(self.names[a], self.names[b]) for a, b in zip(i, j, strict=True)]
+        return Values("contact", np.where(both, ratio[:, i, j], np.nan), names)
 
     def expression(self, chosen: Ints, sides: Sequence[Bools]) -> Values:
         """Pseudobulk of the genes that are expressed enough in the smaller of two ``sides``, by compartment."""
         sums, expressing, sizes = self.sums[chosen], self.expressing[chosen], self.sizes[chosen]
-        values, level, labels = [], [], []
+        values, level, names = [], [], []
         for c, name in enumerate(self.names):
             present = sizes[:, c] >= MIN_OBS
             smaller = min(int((present & side).sum()) for side in sides)
@@ -117,10 +143,10 @@ class SubjectValues:
             log_cpm = np.log2((bulk[:, kept] + _HALF) / (total + 1.0) * 1e6)
             values.append(np.where(present[:, None], log_cpm, np.nan))
             level.append(np.log2(bulk[present][:, kept] + _HALF).mean(axis=0))
-            labels += [(name, gene) for gene in self.genes[kept]]
-        if not labels:
-            return np.empty((len(sizes), 0)), None, []
-        return np.concatenate(values, axis=1), np.concatenate(level), labels
+            names += [(name, gene) for gene in self.genes[kept]]
+        if not names:
+            return Values("expression", np.empty((len(sizes), 0)), [])
+        return Values("expression", np.concatenate(values, axis=1), names, np.concatenate(level))
 
 
 def _chunk_sums(cell: Ints, logged: bool, n_cells: int, chunk: Csr, rows: slice) -> tuple[Floats, Floats]:
@@ -130,16 +156,3 @@ def _chunk_sums(cell: Ints, logged: bool, n_cells: int, chunk: Csr, rows: slice)
     if logged:
         linear.data = np.expm1(linear.data)
     return (member @ linear).toarray(), (member @ (linear > 0).astype(np.float64)).toarray()
-
-
-def effect_table(
-    columns: dict[str, Array], kind: str, names: list[tuple[str, str]], feature: str, effect: str
-) -> pd.DataFrame:
-    """Return the table of effects of one kind; p-values are adjusted over those that are known."""
-    compartments, features = ([name[i] for name in names] for i in (0, 1))
-    table = pd.DataFrame({"kind": kind, "compartment": compartments, feature: features, **columns})
-    tested = np.isfinite(columns["pvals"])
-    for column in [c for c in ("pvals", "pvals_order") if c in table]:
-        table.insert(table.columns.get_loc(column) + 1, f"{column}_adj", np.nan)
-        table.loc[tested, f"{column}_adj"] = adjust_bh(table.loc[tested, column].to_numpy())
-    return table.rename(columns={"effect": effect})

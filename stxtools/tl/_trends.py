@@ -15,9 +15,7 @@ from stxtools._types import Bools, Floats, Ints
 from stxtools._validate import Libraries, check_adata, check_seed
 from stxtools.stats._subjects import MIN_SUBJECTS, jonckheere, regress_subjects
 
-from ._subject_values import MIN_OBS, SubjectValues, Values, effect_table, time_of
-
-KINDS = ("share", "area", "contact", "expression")
+from ._subject_values import MIN_OBS, Subjects, UnitValues, Values, time_of
 
 
 @documented
@@ -52,50 +50,49 @@ def trends(
     check_adata(adata, layer=layer, copy=copy)
     key = free_key(adata, "tl.trends", key_added, _keys.TRENDS, uns=["", "_params", "_values"])
     seed = check_seed(random_state)
-    subjects = SubjectValues(adata, subject_key, groupby, spatial_key, library_key)
-    times = time_of(adata, time_key, Libraries(subjects.subject_names, subjects.subjects), subject_key)
+    subjects = Subjects(adata, subject_key, groupby, spatial_key, library_key)
+    times = time_of(adata, time_key, Libraries(subjects.names, subjects.codes), subject_key)
 
     # subjects in the order of their times; those without one are left out
     order = np.argsort(times, kind="stable")[: np.isfinite(times).sum()]
     x, middle = times[order], (np.nanmin(times) + np.nanmax(times)) / 2
     sides = (x < middle, x > middle)
-    subjects.count(adata, layer, subjects.subjects)
+    values = UnitValues(adata, layer, subjects, subjects.codes)
 
     stage("testing trends")
-    areas = _areas(subjects, order)
-    parts = subjects.shares(order), areas, subjects.contacts(order), subjects.expression(order, sides)
-    table = pd.concat([_table(p, x, sides, kind, seed) for kind, p in zip(KINDS, parts, strict=True) if p[2]])
-    values = np.concatenate([part[0] for part in parts], axis=1).T.astype(np.float32)
-    values_table = pd.DataFrame(values, columns=[f"s{i}" for i in range(len(x))])
+    areas = _areas(values, subjects.codes, order)
+    parts = values.shares(order), areas, values.contacts(order), values.expression(order, sides)
+    table = pd.concat([_table(part, x, sides, seed) for part in parts if part.names])
+    log2 = np.concatenate([part.log2 for part in parts], axis=1).T.astype(np.float32)
+    values_table = pd.DataFrame(log2, columns=[f"s{i}" for i in range(len(x))])
     params = provenance(
         time_key=time_key, subject_key=subject_key, groupby=groupby, min_obs=MIN_OBS, min_subjects=MIN_SUBJECTS,
-        layer=layer, **subjects.record, spatial_key=spatial_key, library_key=subjects.library_key, random_state=seed,
-        compartments=subjects.names, subjects=[subjects.subject_names[i] for i in order], times=x,
+        layer=layer, **values.record, spatial_key=spatial_key, library_key=subjects.library_key, random_state=seed,
+        compartments=values.names, subjects=[subjects.names[i] for i in order], times=x,
     )  # fmt: skip
     uns = {key: table.reset_index(drop=True), f"{key}_values": values_table, f"{key}_params": params}
     return Slots("tl.trends", uns=uns).write(adata, copy)
 
 
-def _areas(subjects: SubjectValues, chosen: Ints) -> Values:
+def _areas(values: UnitValues, subject: Ints, chosen: Ints) -> Values:
     """Mean area of each compartment in the sections of each subject."""
-    where, used, sizes = subjects.where, subjects.cell >= 0, subjects.sizes
+    where, used, sizes = values.where, values.cell >= 0, values.sizes
     area = observation_area(where.libs.codes, where.grids, where.meshes)
-    total = np.bincount(subjects.cell[used], area[used], minlength=sizes.size).reshape(sizes.shape)[chosen]
-    pairs = np.unique(np.stack([subjects.subjects, where.libs.codes], axis=1)[subjects.subjects >= 0], axis=0)
+    total = np.bincount(values.cell[used], area[used], minlength=sizes.size).reshape(sizes.shape)[chosen]
+    pairs = np.unique(np.stack([subject, where.libs.codes], axis=1)[subject >= 0], axis=0)
     sections = np.bincount(pairs[:, 0], minlength=len(sizes))[chosen]
     known = (sizes[chosen] >= MIN_OBS) & (total > 0)
     mean = np.where(known, total, 1.0) / sections[:, None]
-    return np.where(known, np.log2(mean), np.nan), None, [(name, "") for name in subjects.names]
+    return Values("area", np.where(known, np.log2(mean), np.nan), [(name, "") for name in values.names])
 
 
-def _table(part: Values, x: Floats, sides: tuple[Bools, Bools], kind: str, seed: int) -> pd.DataFrame:
-    values, level, names = part
-    columns = regress_subjects(values, x, sides, level, seed)
-    known = np.isfinite(values)
+def _table(part: Values, x: Floats, sides: tuple[Bools, Bools], seed: int) -> pd.DataFrame:
+    columns = regress_subjects(part.log2, x, sides, part.level, seed)
+    known = np.isfinite(part.log2)
     n = known.sum(axis=0)
-    mean = np.where(known, values, 0).sum(axis=0) / np.maximum(n, 1)
+    mean = np.where(known, part.log2, 0).sum(axis=0) / np.maximum(n, 1)
     x_mean = x @ known / np.maximum(n, 1)
-    columns["pvals_order"] = np.where(np.isfinite(columns["pvals"]), jonckheere(values, x), np.nan)
+    columns["pvals_order"] = np.where(np.isfinite(columns["pvals"]), jonckheere(part.log2, x), np.nan)
     for name, time in (("mean_start", x.min()), ("mean_end", x.max())):
         columns[name] = np.exp2(mean + columns["effect"] * (time - x_mean))
-    return effect_table(columns | {"n_subjects": n}, kind, names, "feature", "slope")
+    return part.effects(columns | {"n_subjects": n}, "feature", "slope")
