@@ -94,43 +94,58 @@ def _task_of(model: Any, groups: Sequence[str]) -> str | None:
 
 
 class ModelExplainer:
-    """Attribution of a model by section: of its ridge classifier of genes, or of the U-Net where it has none."""
+    """Attribution of a model by section: of its ridge classifier of genes, or of the U-Net where it has none.
+
+    ``parts`` and ``attributions``: the rows of each section, and what explains the model there.
+    """
 
     def __init__(
         self, adata: AnnData, model: Any, task: str | None, layer: str | None, where: Geometry, regions: Regions | None
     ) -> None:
-        from stxtools.models.explain.integrated_gradients import RidgeAttribution, SegmenterAttribution
-
         self._model, self._layer, self._n_vars = model, layer, adata.n_vars
-        self._genes, self._adata = np.arange(adata.n_vars), adata
-        self._names: Sequence[str] = list(adata.var_names)
-        self._known = np.ones(adata.n_obs, dtype=bool)
+        self._adata, self._genes = adata, np.arange(adata.n_vars)  # without those that the model may not read
+        self._names: Sequence[str] = list(adata.var_names)  # theirs, as the model knows them
+        self._explained = np.ones(adata.n_obs, dtype=bool)  # observations for which the model has a prediction
+        self.attributions: list[Any]
         if task is None or regions is None:
             self.classes, self.parts = model.classes, where.parts
-            if model.gene_classifier is None:
-                sections = make_sections(model_features(adata, model, layer).values, where)
-                self.attributions: list[Any] = [SegmenterAttribution(model, section) for section in sections]
-                return
-            self._names = GeneNames(adata).matched(model.read_genes, model.ids)
-            check_genes(model.gene_classifier.moments.genes, self._names, enough=model.gene_classifier.max_genes)
-            at = model.gene_classifier.moments.match(self._names)[1]
-            genes = Expression(adata, layer, in_memory=False).by_section(where, self._names, at)
-            self.attributions = [RidgeAttribution(model.gene_classifier, section) for section in genes]
-            return
-        self.classes, self.parts, self._known = model.classes[task], regions.where.parts, regions.region >= 0
-        read = tissue_input(*without_genes(adata, model.hidden_genes, layer), model)
-        genes = model.ensembles[task].elsewhere.genes
-        self.attributions = [RidgeAttribution(genes, section.by_name) for section in read.sections(regions)]
+            self.attributions = self._of_segmenter(where)
+        else:
+            self.classes, self.parts = model.classes[task], regions.where.parts
+            self._explained = regions.region >= 0
+            self.attributions = self._of_tissuenet(task, regions)
+
+    def _of_segmenter(self, where: Geometry) -> list[Any]:
+        from stxtools.models.explain.integrated_gradients import RidgeAttribution, SegmenterAttribution
+
+        adata, model = self._adata, self._model
+        if model.gene_classifier is None:
+            sections = make_sections(model_features(adata, model, self._layer).values, where)
+            return [SegmenterAttribution(model, section) for section in sections]
+        moments = model.gene_classifier.moments
+        self._names = GeneNames(adata).matched(model.read_genes, model.ids)
+        check_genes(moments.genes, self._names, enough=model.gene_classifier.max_genes)
+        read = Expression(adata, self._layer, in_memory=False)
+        genes = read.by_section(where, self._names, moments.match(self._names)[1])
+        return [RidgeAttribution(model.gene_classifier, section) for section in genes]
+
+    def _of_tissuenet(self, task: str, regions: Regions) -> list[Any]:
+        from stxtools.models.explain.integrated_gradients import RidgeAttribution
+
+        adata, model = self._adata, self._model
+        read = tissue_input(*without_genes(adata, model.hidden_genes, self._layer), model)
         if model.expression:  # genes to predict were not read
             self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))
             self._adata = adata[:, self._genes]
         self._names = list(self._adata.var_names) if read.named is None else read.named[1]
+        classifier = model.ensembles[task].elsewhere.genes
+        return [RidgeAttribution(classifier, section.by_name) for section in read.sections(regions)]
 
     def explain(self, group: str, reference: str, inside: Bools, outside: Bools) -> Floats:
         """Return the attribution of every gene for a group against its reference."""
         at, classes = self.classes.index(group), range(len(self.classes))
         others = [i for i in classes if i != at] if reference == "rest" else [self.classes.index(reference)]
-        inside, outside = inside & self._known, outside & self._known
+        inside, outside = inside & self._explained, outside & self._explained
         weight = inside / max(int(inside.sum()), 1) - outside / max(int(outside.sum()), 1)
         gradient, by_gene = np.zeros((len(weight), self._model.n_features)), np.zeros(len(self._genes))
         for attribution, rows in zip(self.attributions, self.parts, strict=True):
