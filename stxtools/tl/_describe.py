@@ -41,7 +41,7 @@ from stxtools.stats._meta_analysis import adjust_bh, signed_z
 from stxtools.stats._region_test import MIN_NULL
 from stxtools.stats._section import MIN_OBS
 from stxtools.tl._biomarkers._design import compare, testable
-from stxtools.tl._biomarkers._protect import TestData
+from stxtools.tl._biomarkers._protect import DataToTest
 from stxtools.tl._targets._tables import read_table
 
 CONTACT = "contact"
@@ -115,7 +115,7 @@ def describe(
     if kinds:
         where = Geometry(adata, spatial_key, library_key, raster=pairs is not None)
         subjects = subject_of_libraries(adata, where.libs, subject_key)
-        data = TestData(adata, groupby, named, layer, "thinning", seed, show_progress)
+        data = DataToTest(adata, groupby, named, layer, "thinning", seed, show_progress)
         record = {"protected": data.protected, **data.record}
         logged, obs_names = log_matrix(data.read), np.asarray(adata.obs_names, dtype=str)
         options = {"n_null": n_null, "seed": seed, "show_progress": show_progress}

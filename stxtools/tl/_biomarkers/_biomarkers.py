@@ -29,7 +29,7 @@ from stxtools.stats._section import MIN_OBS
 from ._attribution import load_models, model_attributions, reads_regions
 from ._design import chosen_groups, compare, group_sizes, testable, warn_single
 from ._probe import probe_attributions
-from ._protect import TestData
+from ._protect import DataToTest
 from ._table import design_table, scanpy_twin, sort_genes
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def biomarkers(
     models = load_models(attribution_model)
     regions = Regions(adata, _keys.REGIONS, spatial_key) if any(map(reads_regions, models)) else None
 
-    data = TestData(adata, groupby, named, layer, protect, seed, show_progress)
+    data = DataToTest(adata, groupby, named, layer, protect, seed, show_progress)
     codes = data.codes
     ref = None if reference == "rest" else names.index(reference)
     planned = [plan(name, names.index(name), ref, codes, libs.codes, len(libs), subjects) for name in chosen]

@@ -28,7 +28,11 @@ _MIN_AGREEMENT = 0.8  # below this Rand index the groups of half the counts are 
 _TARGETS = (None, 1e4)  # depth after normalisation: the median, or scanpy's habit
 
 
-class TestData:
+class CannotSplit(Exception):
+    """Why the groups cannot be found again in one half of the counts."""
+
+
+class DataToTest:
     """Expression to test and the groups' ``codes``; of one half of the counts where the groups were found in them.
 
     ``protected``: counts were divided. ``record``: entries of ``params`` on that (``unprotected``: why p-values are
@@ -39,17 +43,21 @@ class TestData:
         self, adata: AnnData, groupby: str, groups: Labels, layer: str | None, protect: str | None, seed: int,
         show_progress: bool | None,
     ) -> None:  # fmt: skip
-        self.adata, self.layer, self.codes = adata, layer, groups.codes
+        self.adata, self.layer, self.codes, self.protected = adata, layer, groups.codes, False
         record: dict[str, Any] = {}
+        # segments that were renamed, merged or dropped by hand are as dependent as the segments themselves
         column = next((c for c in _segmentations(adata) if _repeats(groups.codes, adata.obs[c])), groupby)
-        if found_in_expression(adata, column, layer):
-            half = "" if protect is None else _split(adata, column, groups, layer, seed, show_progress)
-            if isinstance(half, str):
-                _warn_unprotected(groupby, half)
-                record["unprotected"] = half or "the groups were found in the tested expression"
-            else:
-                self.layer, (self.adata, self.codes, record) = None, half
-        self.protected = "protect_agreement" in record
+        dependent = found_in_expression(adata, column, layer)
+        if dependent and protect is None:
+            record["unprotected"] = "the groups were found in the tested expression"
+            _warn_unprotected(groupby)
+        elif dependent:
+            try:
+                self.adata, self.codes, record = _split(adata, column, groups, layer, seed, show_progress)
+                self.layer, self.protected = None, True
+            except CannotSplit as why:
+                record["unprotected"] = str(why)
+                _warn_unprotected(groupby, f" (not protected: {why})")
         self.read = Expression(self.adata, self.layer, in_memory=False)
         self.record = record if self.protected else record | self.read.record
 
@@ -85,8 +93,8 @@ def _repeats(codes: Ints, segments: pd.Series) -> bool:
 
 def _split(
     adata: AnnData, groupby: str, groups: Labels, layer: str | None, seed: int, show_progress: bool | None
-) -> tuple[AnnData, Ints, dict[str, Any]] | str:
-    """Segment one half of the counts; return the other half, those groups and their record, or why it is impossible."""
+) -> tuple[AnnData, Ints, dict[str, Any]]:
+    """Segment one half of the counts; return the other half, the groups found, and what to record."""
     if is_out_of_core(stored_matrix(adata, layer)[0]):
         raise ValueError(
             f"The groups of `{groupby}` were found in this expression. `protect='thinning'` splits the counts "
@@ -95,32 +103,39 @@ def _split(
             "(`layer=`). With `protect=None` p-values are optimistic: rank genes by effect."
         )
     params = next(records(adata.uns.get(groupby)), {})
-    if not params and _keys.mask_id(groupby) in adata.obs:
-        return f"`uns['{groupby}']`, which says how, is lost, as after `sc.concat` without `uns_merge='same'`"
-    if "segmenter" not in params:
-        return f"only groups of `st.tl.segment` can be found again, and `{groupby}` is not one"
-    if str(params.get("model", "trained")) == "given":
-        return "they come from a saved model that may have been trained on these counts"
-    if str(params.get("use_rep", _keys.X_PCA)) != _keys.X_PCA:
-        return f"they were found in `obsm[{str(params['use_rep'])!r}]`, which cannot be made again from half the counts"
-    labels_key = params.get("labels_key")
-    if labels_key is not None and str(labels_key) not in adata.obs:
-        return f"their labels, `obs[{str(labels_key)!r}]`, no longer exist"
+    _check_repeatable(set(adata.obs), groupby, params)
     read_from = layer if layer is not None or "layer" not in params else str(params["layer"])
     if read_from is not None:
         check_in(adata, "layers", read_from, "layer")
     read = Expression(adata, read_from)
     if read.scale != "counts" or read.matrix.nnz == 0:
-        return "the expression is not integer counts: name a `layer` that holds them"
+        raise CannotSplit("the expression is not integer counts: name a `layer` that holds them")
     names = np.asarray(adata.obs_names, dtype=str)
     train, test = thin_counts(read.matrix, 0.5, np.random.default_rng(seed), np.argsort(names, kind="stable"))
     if train.nnz == 0 or test.nnz == 0:
-        return "there are too few counts to divide"
+        raise CannotSplit("there are too few counts to divide")
     half, tested = (AnnData(part, obs=adata.obs.copy(), var=adata.var[[]].copy()) for part in (train, test))
     segments, record = _segment_again(adata, half, read.matrix, params, show_progress)
     codes, agreement = _match(groups, segments)
     _warn_other_groups(groupby, agreement, record["protect_missing"])
     return tested, codes, {"protect_agreement": agreement, **record, **read.record}
+
+
+def _check_repeatable(columns: set[str], groupby: str, params: Mapping[str, Any]) -> None:
+    """Check that the call with these ``params``, which found the groups, can be made again."""
+    if not params and _keys.mask_id(groupby) in columns:
+        lost = f"`uns['{groupby}']`, which says how, is lost, as after `sc.concat` without `uns_merge='same'`"
+        raise CannotSplit(lost)
+    if "segmenter" not in params:
+        raise CannotSplit(f"only groups of `st.tl.segment` can be found again, and `{groupby}` is not one")
+    if str(params.get("model", "trained")) == "given":
+        raise CannotSplit("they come from a saved model that may have been trained on these counts")
+    use_rep = str(params.get("use_rep", _keys.X_PCA))
+    if use_rep != _keys.X_PCA:
+        raise CannotSplit(f"they were found in `obsm[{use_rep!r}]`, which cannot be made again from half the counts")
+    labels_key = params.get("labels_key")
+    if labels_key is not None and str(labels_key) not in columns:
+        raise CannotSplit(f"their labels, `obs[{str(labels_key)!r}]`, no longer exist")
 
 
 def _segment_again(
@@ -281,10 +296,10 @@ def _warn_other_groups(groupby: str, agreement: float, missing: list[str] | None
         )
 
 
-def _warn_unprotected(groupby: str, reason: str) -> None:
+def _warn_unprotected(groupby: str, reason: str = "") -> None:
     warn(
         f"The groups of `{groupby}` were found in the expression that is tested, so p-values are optimistic"
-        f"{f' (not protected: {reason})' if reason else ''}. Use `protect='thinning'` on integer counts (`layer=`), or "
+        f"{reason}. Use `protect='thinning'` on integer counts (`layer=`), or "
         "split the counts with `st.pp.split_counts`, find groups in one part and test the other (`layer=`). "
         "Otherwise rank genes by effect (`auroc`, `logfoldchanges`), not by p-value."
     )
