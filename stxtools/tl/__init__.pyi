@@ -1,7 +1,7 @@
 from ._attention_fidelity import attention_fidelity as attention_fidelity
 from ._biomarkers._biomarkers import biomarkers as biomarkers
 from ._compare import compare as compare
-from ._describe import describe as describe
+from ._describe._describe import describe as describe
 from ._distill import distill as distill
 from ._embed import embed as embed
 from ._evaluation._evaluate import evaluate as evaluate

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stxtools._data.expression import GeneBlocks
     from stxtools._data.sections import Geometry
     from stxtools.stats._meta_analysis import Alternative
-    from stxtools.tl._describe import Features
+    from stxtools.tl._describe._scores import Features
 
 
 def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Names of compartments: :func:`stxtools.tl.describe`."""
