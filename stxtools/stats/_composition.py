@@ -187,6 +187,10 @@ class PartialCorrelation:
     With leading components Z = Y V of centred expression Y, gene y is tested given ``Z - y v'``: the components of all
     other genes. Their Gram matrix is that of Z with a change of rank two, so that products with Z give the result
     (Woodbury's identity). Inner products are those of a metric.
+
+    In the code: ``vv``, ``s`` and ``k`` are the entries of the 2 x 2 matrix of that change, ``det`` its determinant;
+    ``cross`` are the products of y and Z, ``v`` (in a call) the coefficients of a label on Z along v, and ``d`` the
+    product of y and the label that Z leaves.
     """
 
     def __init__(self, genes: GeneSums, block: slice, adjustment: Adjustment, labels: LabelSums) -> None:

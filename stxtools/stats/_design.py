@@ -94,21 +94,23 @@ def outcome_within(contrasts: Sequence[Contrast], design: Design) -> Outcome:
 
 def _combine(effects: Sequence[RegionEffect], alternative: Alternative, subjects: Ints | None) -> Combined:
     """Combine one test over libraries or subjects."""
-    if len(effects) > 1:
-        names = ("effect", "variance", "df", "skewness", "kurtosis", "shrinkage")
-        effect, *moments, shrinkage = (np.stack([getattr(e, m) for e in effects]) for m in names)
+    if len(effects) == 1:
+        [one] = effects
+        known = one.variance > 0
+        pvals = np.where(known, t_pvals(one.statistic, one.df, alternative), 1.0)
+        agreement = (known & (one.effect != 0)).astype(np.float64)
+        return Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement)
+    names = ("effect", "variance", "df", "skewness", "kurtosis", "shrinkage")
+    effect, *moments, shrinkage = (np.stack([getattr(e, name) for e in effects]) for name in names)
 
-        def combined(effect: Floats) -> Combined:
-            values = [effect, *moments] if subjects is None else _of_subjects(subjects, effect, *moments)
-            return combine_sections(*values, alternative=alternative)
+    def combined(effect: Floats) -> Combined:
+        values = [effect, *moments] if subjects is None else _of_subjects(subjects, effect, *moments)
+        return combine_sections(*values, alternative=alternative)
 
-        tested, mean = combined(effect * shrinkage), combined(effect).effect  # calibration concerns the statistic alone
-        return replace(tested, effect=np.where(mean * tested.effect > 0, mean, tested.effect))
-    one = effects[0]
-    known = one.variance > 0
-    pvals = np.where(known, t_pvals(one.statistic, one.df, alternative), 1.0)
-    agreement = (known & (one.effect != 0)).astype(np.float64)
-    return Combined(one.effect, one.statistic, one.df, pvals, known.astype(np.int64), agreement)
+    # calibration shrinks the evidence, not the effect: that is the plain mean, unless the signs disagree
+    calibrated, plain = combined(effect * shrinkage), combined(effect)
+    agrees = plain.effect * calibrated.effect > 0
+    return replace(calibrated, effect=np.where(agrees, plain.effect, calibrated.effect))
 
 
 def _by_subject(values: Floats | Bools, subjects: Ints) -> Floats:
@@ -156,18 +158,20 @@ def compare_between(
     """Test library means of the group against those of the reference; the description pools all libraries."""
     used = [inside | outside for inside, outside in sides]
     label = np.concatenate([inside[u] for (inside, _), u in zip(sides, used, strict=True)])
-    # libraries with enough observations, of the group and of the reference
-    replicates = [[(i, x[:, None]) for i, x in enumerate(s) if x.sum() >= MIN_OBS] for s in zip(*sides, strict=True)]
+    # of the group and of the reference: the libraries with enough observations, and these observations
+    replicates = [
+        [(i, mask) for i, mask in enumerate(masks) if mask.sum() >= MIN_OBS] for masks in zip(*sides, strict=True)
+    ]
     described, errors, means = [], [], []
     for genes in views[0].expression.slices:
         block = views[0].expression.block(genes)
         sections = [view.section(block) for view in views]
         pooled = sparse.vstack([s.matrix[u] for s, u in zip(sections, used, strict=True)], format="csr")
-        roots = [np.stack([sections[i].root_means(x)[:, 0] for i, x in side]) for side in replicates]
+        roots = [np.stack([sections[i].root_means(mask[:, None])[:, 0] for i, mask in side]) for side in replicates]
         effect = roots[0].mean(axis=0) - roots[1].mean(axis=0)
         described.append(replace(SectionExpression(pooled).describe([label])[0], effect=effect))
         errors.append(np.sqrt(sum(root.var(axis=0, ddof=1) / len(root) for root in roots)))
-        means.append([np.stack([_means(sections[i].matrix, x) for i, x in side]) for side in replicates])
+        means.append([np.stack([_means(sections[i].matrix, mask) for i, mask in side]) for side in replicates])
     group, reference = (np.concatenate(side, axis=1) for side in zip(*means, strict=True))
     error = np.concatenate(errors)
     tested = compare_libraries(group, reference, alternative)
@@ -175,4 +179,4 @@ def compare_between(
 
 
 def _means(matrix: Csr, label: Bools) -> Floats:
-    return gene_sums(matrix, label.astype(np.float64))[:, 0] / label.sum()
+    return gene_sums(matrix, label[:, None].astype(np.float64))[:, 0] / label.sum()
