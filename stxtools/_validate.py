@@ -12,18 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from . import _keys
-from ._checks import (
-    check_bool,
-    check_choice,
-    check_int,
-    check_key,
-    check_names,
-    check_number,
-    check_seed,
-    check_writable,
-    listing,
-    unstorable,
-)
+from ._checks import check_bool, check_key, check_names, listing, unstorable
 from ._types import Floats, Ints
 from ._warn import warn
 

@@ -9,8 +9,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from stxtools._checks import check_names, listing
 from stxtools._types import Floats
-from stxtools._validate import check_names, listing
 
 COMPOSITION = "composition"
 

@@ -11,11 +11,11 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._checks import check_key
+from stxtools._checks import check_key, listing
 from stxtools._slots import Slots, categorical
 from stxtools._spatial.raster import split_rows
 from stxtools._types import Array, Csr, Floats32, Ints
-from stxtools._validate import check_in, libraries, listing, stored_library_key
+from stxtools._validate import check_in, libraries, stored_library_key
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.models.tissuenet.inputs import RegionSection, region_means
 

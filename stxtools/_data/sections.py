@@ -16,7 +16,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from stxtools import _keys
-from stxtools._checks import check_key
+from stxtools._checks import check_key, listing
 from stxtools._on_spatialdata import ATTRS
 from stxtools._spatial.graph import section_meshes, spatial_graph
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, Frame, outlines
@@ -24,7 +24,7 @@ from stxtools._spatial.points import typical_spacing
 from stxtools._spatial.raster import Pixels, RasterGrid, rasterize_libraries, split_rows
 from stxtools._spatial.triangulation import Mesh
 from stxtools._types import Array, Csr, Floats, Floats32, Ints
-from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, listing, spatial_entry
+from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, spatial_entry
 from stxtools.models._section import Section
 
 N_IMAGE_FEATURES = 6

@@ -11,11 +11,12 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys, datasets, io
+from stxtools._checks import listing
 from stxtools._data.chunks import MatrixSummary, to_csr
 from stxtools._data.covariates import covariate_columns, covariate_names
 from stxtools._docs import SLOTS
 from stxtools._slots import check_paths_free
-from stxtools._validate import categories, listing
+from stxtools._validate import categories
 from stxtools.io._read import section_name
 from stxtools.tl._biomarkers._design import chosen_groups
 

@@ -11,10 +11,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_choice, check_number
 from stxtools._progress import progress
 from stxtools._slots import categorical
 from stxtools._types import Array, Floats, Floats32, Ints
-from stxtools._validate import check_choice, check_number
 
 from ._anatomy import field_at, gaussian_field
 

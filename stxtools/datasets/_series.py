@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stxtools._checks import check_int, check_number, check_seed
 from stxtools._docs import documented
 from stxtools._progress import progress_bar
 from stxtools._slots import categorical, provenance
 from stxtools._types import Array, Floats, Ints
-from stxtools._validate import check_int, check_number, check_seed
 
 from . import _anatomy as shapes
 from . import _expression as expression

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stxtools._checks import check_choice, check_int, check_seed
 from stxtools._docs import documented
 from stxtools._progress import progress_bar
 from stxtools._slots import categorical, provenance
 from stxtools._types import Array
-from stxtools._validate import check_choice, check_int, check_seed
 
 from . import _expression as expression
 from ._anatomy import adjacent_section, compartment_names, compartments, draw_anatomy, lattice, lesion

@@ -9,9 +9,9 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._checks import check_bool, check_choice, check_int, check_key, check_names
+from stxtools._checks import check_bool, check_choice, check_int, check_key, check_names, check_number, listing
 from stxtools._docs import documented
-from stxtools._validate import check_in, check_number, listing, stored_table
+from stxtools._validate import check_in, stored_table
 
 _EFFECTS = {"kind", "compartment", "ci_low", "ci_high", "pvals", "pvals_adj"}
 _COMPARED = _EFFECTS | {"group", "names", "logfoldchanges", "n_group", "n_reference"}

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from stxtools import _keys, get
-from stxtools._validate import check_choice, listing
+from stxtools._checks import check_choice, listing
 
 from . import _base, _legend
 from ._legend import DOWN, UP

@@ -18,9 +18,9 @@ from matplotlib_scalebar.scalebar import ScaleBar
 from scipy.spatial import cKDTree
 
 from stxtools import _keys
-from stxtools._checks import check_names
+from stxtools._checks import check_names, listing
 from stxtools._types import Floats, Ints
-from stxtools._validate import array_positions, coordinates, libraries, listing, spatial_entry, stored_library_key
+from stxtools._validate import array_positions, coordinates, libraries, spatial_entry, stored_library_key
 
 from . import _base
 

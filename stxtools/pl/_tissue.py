@@ -17,8 +17,9 @@ from matplotlib.lines import Line2D
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_choice, check_number
 from stxtools._types import Floats, Ints
-from stxtools._validate import check_choice, check_in, check_number, coordinates
+from stxtools._validate import check_in, coordinates
 from stxtools.get._segments import regions_of
 
 from . import _base, _legend

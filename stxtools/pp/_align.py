@@ -14,6 +14,7 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from stxtools import _keys
+from stxtools._checks import check_choice, check_seed
 from stxtools._data.expression import Expression
 from stxtools._data.features import compute_representation
 from stxtools._data.representation import stored_representation
@@ -23,7 +24,7 @@ from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.points import typical_spacing
 from stxtools._types import Floats, Floats32
-from stxtools._validate import check_adata, check_choice, check_key_added, check_seed
+from stxtools._validate import check_adata, check_key_added
 from stxtools._warn import warn
 
 Method = Literal["rigid", "similarity", "affine"]

@@ -9,6 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_bool, check_int, check_number, check_seed
 from stxtools._data.chunks import is_dask, map_row_chunks, to_csr
 from stxtools._data.expression import Expression
 from stxtools._data.representation import (
@@ -24,7 +25,7 @@ from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.matrices import column_moments
 from stxtools._types import Csr, Floats, Floats32
-from stxtools._validate import check_adata, check_bool, check_int, check_number, check_seed, libraries
+from stxtools._validate import check_adata, libraries
 
 
 @documented

@@ -8,11 +8,12 @@ import numpy as np
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_number
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.raster import rasterize_libraries
-from stxtools._validate import array_positions, check_adata, check_number, fingerprint
+from stxtools._validate import array_positions, check_adata, fingerprint
 
 
 @documented

@@ -9,11 +9,12 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._checks import check_bool, check_choice, check_number, check_seed
 from stxtools._data.expression import Expression
 from stxtools._data.noise import noised_copy, noised_values, thin_counts
 from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._validate import check_adata, check_bool, check_choice, check_key_added, check_number, check_seed
+from stxtools._validate import check_adata, check_key_added
 
 
 @documented

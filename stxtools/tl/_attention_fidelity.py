@@ -12,14 +12,14 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
-from stxtools._checks import check_names
+from stxtools._checks import check_choice, check_int, check_names, check_number, check_seed
 from stxtools._data.expression import without_genes
 from stxtools._data.features import tissue_input
 from stxtools._data.regions import Regions
 from stxtools._docs import documented
 from stxtools._progress import progress, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._validate import check_adata, check_choice, check_int, check_key_added, check_number, check_seed
+from stxtools._validate import check_adata, check_key_added
 
 if TYPE_CHECKING:
     from stxtools.models import TissueNet

@@ -7,11 +7,12 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_seed, listing
 from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._types import Array, Ints
-from stxtools._validate import categories, check_adata, check_seed, listing, value_per_unit
+from stxtools._validate import categories, check_adata, value_per_unit
 from stxtools._warn import warn
 from stxtools.stats._subjects import MIN_SUBJECTS, compare_subjects
 

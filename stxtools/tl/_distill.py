@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_seed, check_writable
 from stxtools._data.expression import without_genes
 from stxtools._data.features import model_features, tissue_input
 from stxtools._data.regions import Regions
@@ -17,7 +18,7 @@ from stxtools._data.sections import make_sections
 from stxtools._docs import documented
 from stxtools._progress import progress_bar
 from stxtools._slots import Slots, free_key, provenance
-from stxtools._validate import check_adata, check_seed, check_writable
+from stxtools._validate import check_adata
 
 if TYPE_CHECKING:
     from stxtools.models import SegmenterParams, TissueNet

@@ -10,12 +10,13 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_seed
 from stxtools._data.features import training_features
 from stxtools._data.regions import Regions, graph_slots, node_features, region_sections
 from stxtools._docs import documented
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import check_free, provenance
-from stxtools._validate import check_adata, check_key_added, check_seed
+from stxtools._validate import check_adata, check_key_added
 
 if TYPE_CHECKING:
     from stxtools.models import TissueNetParams

@@ -10,13 +10,14 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_bool, check_seed, check_writable
 from stxtools._data.features import joint_representation
 from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._docs import documented
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
-from stxtools._validate import check_adata, check_bool, check_key_added, check_seed, check_writable
+from stxtools._validate import check_adata, check_key_added
 
 if TYPE_CHECKING:
     from stxtools.models import SegmenterParams

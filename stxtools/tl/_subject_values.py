@@ -11,11 +11,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from stxtools._checks import listing
 from stxtools._data.chunks import map_row_chunks
 from stxtools._data.expression import Expression
 from stxtools._data.sections import Geometry
 from stxtools._types import Array, Bools, Csr, Floats, Ints
-from stxtools._validate import Libraries, categories, check_in, inherited_library_key, listing, value_per_unit
+from stxtools._validate import Libraries, categories, check_in, inherited_library_key, value_per_unit
 from stxtools.stats._meta_analysis import adjust_bh
 
 _HALF = 0.5  # added to counts before logarithms

@@ -6,12 +6,13 @@ import numpy as np
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_int
 from stxtools._data.sections import Geometry
 from stxtools._docs import documented
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import neighbour_mean
 from stxtools._types import Bools, Floats, Ints
-from stxtools._validate import check_adata, check_in, check_int, inherited_library_key
+from stxtools._validate import check_adata, check_in, inherited_library_key
 
 
 @documented

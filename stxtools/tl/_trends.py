@@ -7,12 +7,13 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_seed
 from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import observation_area
 from stxtools._types import Bools, Floats, Ints
-from stxtools._validate import Libraries, check_adata, check_seed
+from stxtools._validate import Libraries, check_adata
 from stxtools.stats._subjects import MIN_SUBJECTS, jonckheere, regress_subjects
 
 from ._subject_values import MIN_OBS, Subjects, UnitValues, Values, time_of

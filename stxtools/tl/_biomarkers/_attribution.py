@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
+from stxtools._checks import listing
 from stxtools._data.expression import Expression, log_chunks, without_genes
 from stxtools._data.features import GeneNames, check_genes, model_features, tissue_input
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._types import Bools, Floats, Ints
-from stxtools._validate import listing
 from stxtools.stats._design import Design
 
 from ._probe import normalized

@@ -20,7 +20,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
-from stxtools._checks import check_names, check_path
+from stxtools._checks import check_int, check_names, check_number, check_path, check_seed, listing
 from stxtools._data.expression import Expression, without_genes
 from stxtools._data.noise import noised_copy, noised_values
 from stxtools._data.representation import log_normalize
@@ -29,7 +29,7 @@ from stxtools._files import write_text
 from stxtools._progress import progress, progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._types import Array, Bools, Floats, Ints
-from stxtools._validate import check_adata, check_int, check_number, check_seed, genes_to_predict, listing
+from stxtools._validate import check_adata, genes_to_predict
 
 from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, SharedFeatures, settings_fingerprint
 

@@ -15,7 +15,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from stxtools._checks import check_key
+from stxtools._checks import check_choice, check_int, check_key
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, with_expression_in_x
 from stxtools._data.features import compute_representation
@@ -23,7 +23,7 @@ from stxtools._data.representation import log_normalize, stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._spatial.blocks import assign_parts, spatial_blocks
 from stxtools._types import Bools, Floats32, Ints
-from stxtools._validate import Libraries, categories, check_choice, check_in, check_int, subjects_of
+from stxtools._validate import Libraries, categories, check_in, subjects_of
 from stxtools._version import __version__
 
 if TYPE_CHECKING:

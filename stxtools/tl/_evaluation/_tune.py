@@ -16,11 +16,12 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._checks import check_bool, check_choice, check_int, check_seed, listing
 from stxtools._docs import documented
 from stxtools._globals import GLOBAL_LOCK
 from stxtools._progress import progress, progress_bar
 from stxtools._slots import Slots, free_key, provenance
-from stxtools._validate import check_adata, check_bool, check_choice, check_int, check_seed, listing
+from stxtools._validate import check_adata
 
 from ._protocol import LEAKY, SCHEMES, Fold, Protocol, SharedFeatures, settings_fingerprint
 
