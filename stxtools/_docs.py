@@ -15,13 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from . import _keys
-from ._on_spatialdata import OnSpatialData, on_spatialdata
 
-P = ParamSpec("P")
-R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 WIDTH = 116
@@ -80,12 +77,7 @@ SLOTS = tuple(
 PARAMETERS = dict(_read_table("_parameters.tsv"))
 
 
-def documented(function: Callable[P, R]) -> OnSpatialData[P, R]:
-    """Let a public function take SpatialData, too, and fill the placeholders in its docstring."""
-    return on_spatialdata(filled(function))
-
-
-def filled(function: F) -> F:
+def complete_docstring(function: F) -> F:
     """Fill the placeholders in the docstring of a public function."""
     if function.__doc__ is None:  # python -OO
         return function

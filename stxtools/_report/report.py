@@ -12,8 +12,8 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 
 from stxtools import _keys, get
+from stxtools._api import public
 from stxtools._checks import check_key, check_writable, listing
-from stxtools._docs import documented
 from stxtools._files import write_text
 from stxtools._validate import check_adata, check_in
 from stxtools._version import __version__
@@ -22,7 +22,7 @@ from stxtools.get._tables import symbols_of
 _FILES = ("page.html", "page.css", "page.js", "map.js", "biomarkers.js")
 
 
-@documented
+@public
 def report(
     adata: AnnData, path: str | os.PathLike[str] = "report.html", *,
     genes: Sequence[str] | None = None, color: Sequence[str] = (), title: str | None = None,

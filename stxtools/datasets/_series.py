@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stxtools._api import public
 from stxtools._checks import check_int, check_number, check_seed
-from stxtools._docs import documented
 from stxtools._progress import progress_bar
 from stxtools._slots import categorical, provenance
 from stxtools._types import Array, Floats, Ints
@@ -26,7 +26,7 @@ _GROWTH = 2.5  # factor by which c2 grows and c3 shrinks
 _SUBJECT_SD = 0.15  # of the log share and of the log expression
 
 
-@documented
+@public
 @progress_bar()
 def synthetic_series(
     n_times: int = 3, n_subjects: int = 3, *, sections_per_subject: int = 1, obs_per_section: int = 600,

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stxtools._api import public
 from stxtools._checks import check_choice, check_int, check_seed
-from stxtools._docs import documented
 from stxtools._progress import progress_bar
 from stxtools._slots import categorical, provenance
 from stxtools._types import Array
@@ -20,7 +20,7 @@ from ._anatomy import adjacent_section, compartment_names, compartments, draw_an
 from ._expression import Effects, Platform
 
 
-@documented
+@public
 @progress_bar()
 def synthetic_tissue(
     n_obs: int | None = None, n_vars: int | None = None, *, platform: Literal["visium", "merfish"] = "visium",

@@ -10,13 +10,13 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_key
-from stxtools._docs import documented
 from stxtools._slots import column_names
 from stxtools._validate import check_adata, check_in, class_column, libraries
 
 
-@documented
+@public
 def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | bool | None = None) -> pd.DataFrame:
     """Get the size and mean confidence of each segment as a DataFrame, one row per segment (and section).
 
@@ -57,7 +57,7 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | boo
     return out.astype({"library": str}) if by_section else out.drop(columns="library")
 
 
-@documented
+@public
 def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
     """Get the class probabilities of the observations as a DataFrame, with the original class names.
 
@@ -95,7 +95,7 @@ def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
     return table
 
 
-@documented
+@public
 def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
     """Get size, position, degree and attention of each region as a DataFrame.
 

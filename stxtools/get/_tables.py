@@ -9,8 +9,8 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_bool, check_choice, check_int, check_key, check_names, check_number, listing
-from stxtools._docs import documented
 from stxtools._validate import check_in, stored_table
 
 _EFFECTS = {"kind", "compartment", "ci_low", "ci_high", "pvals", "pvals_adj"}
@@ -21,7 +21,7 @@ _EVENTS = ("continues", "splits", "merges", "splits and merges", "appears", "dis
 _BY = ("model", "target", "scheme", "leaky", "noise")
 
 
-@documented
+@public
 def biomarkers(
     adata: AnnData, group: str | Sequence[str] | None = None, *, fdr: float | None = None,
     sign: Literal["both", "up", "down"] = "both", min_libraries: int = 0, n_top: int | None = None,
@@ -76,7 +76,7 @@ def symbols_of(adata: AnnData, genes: pd.Series | pd.Index, gene_symbols: str) -
     return [str(name) for name in genes.astype(object).map(lambda gene: known.get(gene, gene))]
 
 
-@documented
+@public
 def compare(
     adata: AnnData, kind: Literal["share", "contact", "expression"] | None = None, *,
     group: str | Sequence[str] | None = None, compartment: str | Sequence[str] | None = None, fdr: float | None = None,
@@ -95,7 +95,7 @@ def compare(
     return _filtered(table, f"adata.uns[{key!r}]", fdr, kind=kind, group=group, compartment=compartment)
 
 
-@documented
+@public
 def describe(
     adata: AnnData, kind: str | None = None, *, group: str | Sequence[str] | None = None, fdr: float | None = None,
     key: str = _keys.DESCRIBE,
@@ -128,7 +128,7 @@ def describe(
     return evidence[evidence["group"].astype(str).isin(groups["group"])].reset_index(drop=True)
 
 
-@documented
+@public
 def evaluation(
     adata: AnnData, metric: Literal["accuracy", "precision", "recall", "auroc", "mse"] | None = None, *,
     target: Literal["biomarker", "region", "expression"] | None = None, versus: str | None = None,
@@ -179,7 +179,7 @@ def evaluation(
     return out.sort_values(["target", "metric", "scheme", "noise"], kind="stable").reset_index(drop=True)
 
 
-@documented
+@public
 def track(
     adata: AnnData, table: Literal["links", "compartments", "regions"] = "links", *,
     event: str | Sequence[str] | None = None, fdr: float | None = None, key: str = _keys.TRACK,
@@ -218,7 +218,7 @@ def track(
     return rows.reset_index(drop=True).copy()
 
 
-@documented
+@public
 def trends(
     adata: AnnData, kind: Literal["share", "area", "contact", "expression"] | None = None, *,
     compartment: str | Sequence[str] | None = None, feature: str | Sequence[str] | None = None,

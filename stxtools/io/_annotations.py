@@ -16,10 +16,10 @@ from geopandas import GeoDataFrame
 from PIL import ImageColor
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_number, check_path, check_writable, listing
 from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.sections import Geometry
-from stxtools._docs import documented
 from stxtools._files import readable, write_text
 from stxtools._slots import Slots, categorical, free_key, provenance
 from stxtools._spatial.points import typical_spacing
@@ -39,7 +39,7 @@ _MIN_SCALE = 1e-9
 _UNREADABLE = "has an annotation that cannot be read; draw it again"
 
 
-@documented
+@public
 def read_annotations(
     adata: AnnData, path: str | os.PathLike[str], *, key_added: str | None = None, library: str | None = None,
     scale: float = 1.0, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
@@ -113,7 +113,7 @@ def read_annotations(
     ).write(adata)  # fmt: skip
 
 
-@documented
+@public
 def write_annotations(
     adata: AnnData, key: str, path: str | os.PathLike[str], *, library: str | None = None, scale: float = 1.0,
     spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,

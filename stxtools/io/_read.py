@@ -21,7 +21,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._checks import check_int, check_path, listing
-from stxtools._docs import filled
+from stxtools._docs import complete_docstring
 from stxtools._files import readable
 from stxtools._types import Array
 from stxtools._validate import CONTROLS
@@ -34,7 +34,7 @@ _POSITIONS = ["barcode", "in_tissue", "array_row", "array_col", _PXL_Y, _PXL_X]
 _CHUNK = 2000  # rows of a CSV, which may not fit into memory as a whole
 
 
-@filled
+@complete_docstring
 def read(path: str | os.PathLike[str], *, bin_size: int = 8) -> AnnData:
     """Read a section from ``.h5ad``, zarr (AnnData or SpatialData) or the output folder of a platform.
 

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._data.sections import Geometry
-from stxtools._docs import filled
+from stxtools._docs import complete_docstring
 from stxtools._on_spatialdata import ATTRS, GLOBAL, is_spatialdata, set_spatial, spatial_of, table_of
 from stxtools._validate import check_adata, spatial_entry, stored_library_key
 
@@ -23,7 +23,7 @@ REGION_KEY, INSTANCE_KEY = "annotated_element", "annotated_instance"
 OBSERVATIONS = "observations"
 
 
-@filled
+@complete_docstring
 def to_spatialdata(
     adata: AnnData, library_key: str | bool | None = None, *, spatial_key: str = _keys.SPATIAL
 ) -> SpatialData:
@@ -77,7 +77,7 @@ def to_spatialdata(
     return SpatialData.init_from_elements(elements.by_name)
 
 
-@filled
+@complete_docstring
 def from_spatialdata(sdata: SpatialData, table_key: str = "table", *, coordinate_system: str | None = None) -> AnnData:
     """Convert a table of SpatialData to AnnData, with spatial coordinates and images.
 

@@ -12,9 +12,9 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_int, check_key
 from stxtools._colors import colors_for
-from stxtools._docs import documented
 from stxtools._on_spatialdata import temporary_spatial
 from stxtools._types import Ints
 from stxtools._validate import check_adata, check_class_names, check_in, check_key_added, inherited_library_key
@@ -29,7 +29,7 @@ _MAP_SIZE = 430  # pixels of a map
 _ERASER = "(erase)"
 
 
-@documented
+@public
 def annotate(
     adata: AnnData, key: str = "annotation", classes: Sequence[str] = (), *,
     n_suggested: int = 10, segment_key: str = _keys.SEGMENT, spatial_key: str = _keys.SPATIAL,

@@ -21,9 +21,9 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patheffects import withStroke
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_bool, check_number, listing
 from stxtools._colors import colors_slot
-from stxtools._docs import documented
 from stxtools._on_spatialdata import OnSpatialData
 from stxtools._validate import check_adata, stored_table
 
@@ -42,7 +42,7 @@ def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if args:  # `documented` hands `adata` on by position
+        if args:  # `public` hands `adata` on by position
             check_adata(args[0], unique_vars=False)
         for name, check in _CHECKS.items():
             if name in kwargs and not (kwargs[name] is None and name in _NONE_ALLOWED):
@@ -57,7 +57,7 @@ def plot(function: Callable[P, R]) -> OnSpatialData[P, R]:
                 plt.close(number)
             raise
 
-    return documented(checked)
+    return public(checked)
 
 
 def save_or_show(

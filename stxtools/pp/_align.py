@@ -14,12 +14,12 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_choice, check_seed
 from stxtools._data.expression import Expression
 from stxtools._data.features import compute_representation
 from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry
-from stxtools._docs import documented
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.points import typical_spacing
@@ -42,7 +42,7 @@ _N_REFINED = 5  # starts that are optimised
 _MIN_ANGLE = np.deg2rad(10.0)  # between them
 
 
-@documented
+@public
 @progress_bar({**FEATURES, "aligning": 3})
 def align(
     adata: AnnData, reference: str | None = None, *, library_key: str | bool | None = None,

@@ -9,6 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_bool, check_int, check_number, check_seed
 from stxtools._data.chunks import is_dask, map_row_chunks, to_csr
 from stxtools._data.expression import Expression
@@ -20,7 +21,6 @@ from stxtools._data.representation import (
     principal_axes,
     select_genes,
 )
-from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._spatial.matrices import column_moments
@@ -28,7 +28,7 @@ from stxtools._types import Csr, Floats, Floats32
 from stxtools._validate import check_adata, libraries
 
 
-@documented
+@public
 @progress_bar({"normalising": 1, "choosing genes": 4, "computing components": 2})
 def normalize(
     adata: AnnData, *, layer: str | None = None, target_sum: float | None = None, n_top_genes: int = N_TOP_GENES,

@@ -8,15 +8,15 @@ import numpy as np
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_number
 from stxtools._data.sections import Geometry
-from stxtools._docs import documented
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.raster import rasterize_libraries
 from stxtools._validate import array_positions, check_adata, fingerprint
 
 
-@documented
+@public
 def rasterize(
     adata: AnnData, *, pixel_size: float | None = None, lattice: Literal["auto", "hex", "square", "scattered"] = "auto",
     spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None, key_added: str | None = None,

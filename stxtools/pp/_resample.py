@@ -9,15 +9,15 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_bool, check_choice, check_number, check_seed
 from stxtools._data.expression import Expression
 from stxtools._data.noise import noised_copy, noised_values, thin_counts
-from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_key_added
 
 
-@documented
+@public
 def add_noise(
     adata: AnnData, level: float, *, kind: Literal["gaussian", "counts"] = "gaussian", layer: str | None = None,
     use_rep: str | None = None, key_added: str | None = None, random_state: int = 0, copy: bool = False,
@@ -81,7 +81,7 @@ def add_noise(
     return target
 
 
-@documented
+@public
 def split_counts(
     adata: AnnData, fraction: float = 0.5, *, layer: str | None = None, key_added: str | None = None,
     random_state: int = 0, copy: bool = False,

@@ -12,11 +12,11 @@ from anndata import AnnData
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_choice, check_int, check_names, check_number, check_seed
 from stxtools._data.expression import without_genes
 from stxtools._data.features import tissue_input
 from stxtools._data.regions import Regions
-from stxtools._docs import documented
 from stxtools._progress import progress, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_key_added
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
 
 
-@documented
+@public
 @progress_bar({"loading PyTorch": 4, "reading expression": 0.5, "removing edges": 6})
 def attention_fidelity(
     adata: AnnData, model: str | os.PathLike[str] | TissueNet, *,

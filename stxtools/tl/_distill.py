@@ -10,12 +10,12 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_seed, check_writable
 from stxtools._data.expression import without_genes
 from stxtools._data.features import model_features, tissue_input
 from stxtools._data.regions import Regions
 from stxtools._data.sections import make_sections
-from stxtools._docs import documented
 from stxtools._progress import progress_bar
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stxtools.models import SegmenterParams, TissueNet
 
 
-@documented
+@public
 @progress_bar({"loading PyTorch": 4, "reading expression": 0.5, "predicting": 1, "training the student": 8})
 def distill(
     adata: AnnData, model: str | os.PathLike[str] | TissueNet, *,

@@ -10,10 +10,10 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_seed
 from stxtools._data.features import training_features
 from stxtools._data.regions import Regions, graph_slots, node_features, region_sections
-from stxtools._docs import documented
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import check_free, provenance
 from stxtools._validate import check_adata, check_key_added
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stxtools.models import TissueNetParams
 
 
-@documented
+@public
 @progress_bar({"loading PyTorch": 4, **FEATURES, "training the network": 4, "predicting": 0.1})
 def embed(
     adata: AnnData, *, use_rep: str | None = None, layer: str | None = None, regions_key: str = _keys.REGIONS,

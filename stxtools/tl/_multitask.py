@@ -12,12 +12,12 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_key, check_seed, check_writable, listing
 from stxtools._data.expression import log_values, without_genes
 from stxtools._data.features import model_features, tissue_input, tissue_training_input
 from stxtools._data.regions import Regions, graph_slots, predicted_class
 from stxtools._data.sections import Geometry, make_sections
-from stxtools._docs import documented
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance, put_frame
 from stxtools._types import Floats32
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
 
 
-@documented
+@public
 @progress_bar({
     "loading PyTorch": 4, **FEATURES, "pretraining": 2, "training the network": 17, "weighing the ensemble": 10,
     "predicting": 0.5,

@@ -10,11 +10,11 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_bool, check_seed, check_writable
 from stxtools._data.features import joint_representation
 from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry, make_sections
-from stxtools._docs import documented
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_key_added
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stxtools.models import SegmenterParams
 
 
-@documented
+@public
 @progress_bar({"loading PyTorch": 4, **FEATURES, "pretraining": 8})
 def pretrain(
     adata: AnnData | Sequence[AnnData], *, save_model: str | os.PathLike[str], use_rep: str | None = None,

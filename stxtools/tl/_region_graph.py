@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_int, check_seed
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, GeneBlocks
 from stxtools._data.representation import log_normalize, median_depth
 from stxtools._data.sections import Geometry
-from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, categorical, check_free, provenance
 from stxtools._spatial.blocks import bounded_components
@@ -33,7 +33,7 @@ _CHUNK_SIZE = 65_536  # observations whose expression is averaged at a time
 _LARGE = 2**24  # values of a matrix whose memory returns to the system once it is freed; that of small ones may not
 
 
-@documented
+@public
 @progress_bar({"finding regions": 2, "describing regions": 1})
 def region_graph(
     adata: AnnData, segment_key: str = _keys.SEGMENT, *, max_size: int | None = 50, connectivity_key: str | None = None,

@@ -14,11 +14,11 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_bool, check_int, check_number, check_seed, check_writable, listing
 from stxtools._colors import colors_for, colors_slot, stored_colors
 from stxtools._data.features import GeneNames, check_genes, model_features, training_features
 from stxtools._data.sections import N_IMAGE_FEATURES, Geometry, image_frame, make_sections, with_image_features
-from stxtools._docs import documented
 from stxtools._lazy import importing
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, categorical, check_free, provenance, put_frame
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _ARCHITECTURE = ("width", "depth", "kernel_size", "sigmas")
 
 
-@documented
+@public
 @progress_bar({
     **FEATURES, "loading PyTorch": 2, "spreading labels": 2, "choosing the number of segments": 1,
     "finding compartments": 2, "agreeing on compartments": 2.5, "pretraining": 2, "training the U-Net": 6,

@@ -6,16 +6,16 @@ import numpy as np
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_int
 from stxtools._data.sections import Geometry
-from stxtools._docs import documented
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import neighbour_mean
 from stxtools._types import Bools, Floats, Ints
 from stxtools._validate import check_adata, check_in, inherited_library_key
 
 
-@documented
+@public
 def suggest_labels(
     adata: AnnData, n: int = 10, *,
     key: str = _keys.SEGMENT, labels_key: str | None = None, spatial_key: str = _keys.SPATIAL,

@@ -12,10 +12,10 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_int, check_seed
 from stxtools._data.chunks import to_csr
 from stxtools._data.regions import Regions
-from stxtools._docs import documented
 from stxtools._progress import progress, progress_bar
 from stxtools._slots import Slots, categorical, free_key, provenance
 from stxtools._spatial.matrices import column_moments
@@ -49,7 +49,7 @@ _MIN_SHARE = 0.05  # of a region's mass
 Plans = dict[tuple[int, int], Floats]  # by the two sections
 
 
-@documented
+@public
 @progress_bar({"matching sections": 1})
 def track(
     adata: AnnData, time_key: str, *, subject_key: str | None = None, regions_key: str = _keys.REGIONS,

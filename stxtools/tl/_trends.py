@@ -7,8 +7,8 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_seed
-from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import observation_area
@@ -19,7 +19,7 @@ from stxtools.stats._subjects import MIN_SUBJECTS, jonckheere, regress_subjects
 from ._subject_values import MIN_OBS, Subjects, UnitValues, Values, time_of
 
 
-@documented
+@public
 @progress_bar({"reading expression": 1, "testing trends": 1})
 def trends(
     adata: AnnData, time_key: str, *, subject_key: str, groupby: str = _keys.SEGMENT,

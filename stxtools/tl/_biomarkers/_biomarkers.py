@@ -11,12 +11,12 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_choice, check_int, check_seed
 from stxtools._data.covariates import COMPOSITION, covariate_columns, covariate_names
 from stxtools._data.expression import GeneBlocks
 from stxtools._data.regions import Regions
 from stxtools._data.sections import Geometry
-from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import categories, check_adata, check_key_added, inherited_library_key, subject_of_libraries
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from stxtools.models import Segmenter, TissueNet
 
 
-@documented
+@public
 @progress_bar({"segment": 16, "attributing genes": 2, "testing genes": 5})
 def biomarkers(
     adata: AnnData, groupby: str, *, groups: Literal["all"] | Sequence[str] = "all", reference: str = "rest",

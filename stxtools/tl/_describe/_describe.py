@@ -11,10 +11,10 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_int, check_seed
 from stxtools._data.expression import log_matrix
 from stxtools._data.sections import Geometry
-from stxtools._docs import documented
 from stxtools._progress import progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._types import Array, Ints
@@ -46,7 +46,7 @@ _EVIDENCE = {
 }  # fmt: skip
 
 
-@documented
+@public
 @progress_bar({"segment": 16, "testing genes": 8})
 def describe(
     adata: AnnData, groupby: str = _keys.SEGMENT, *, net: Table | Mapping[str, Table] | None = None,

@@ -20,11 +20,11 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_int, check_names, check_number, check_path, check_seed, listing
 from stxtools._data.expression import Expression, without_genes
 from stxtools._data.noise import noised_copy, noised_values
 from stxtools._data.representation import log_normalize
-from stxtools._docs import documented
 from stxtools._files import write_text
 from stxtools._progress import progress, progress_bar, stage
 from stxtools._slots import Slots, free_key, provenance
@@ -42,7 +42,7 @@ COLUMNS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@documented
+@public
 @progress_bar({"loading PyTorch": 4, "evaluate": 100})
 def evaluate(
     adata: AnnData, models: Sequence[str | Callable[..., Any]] | Mapping[str, str | Callable[..., Any]] | None = None,

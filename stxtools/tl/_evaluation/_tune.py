@@ -16,8 +16,8 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_bool, check_choice, check_int, check_seed, listing
-from stxtools._docs import documented
 from stxtools._globals import GLOBAL_LOCK
 from stxtools._progress import progress, progress_bar
 from stxtools._slots import Slots, free_key, provenance
@@ -48,7 +48,7 @@ PARTS: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {  # part of the mode
 }  # fmt: skip
 
 
-@documented
+@public
 @progress_bar({"loading PyTorch": 4, "tune": 100})
 def tune(
     adata: AnnData, part: Literal["unet", "gnn", "weights"] = "gnn", *, biomarker_key: str | None = None,

@@ -12,8 +12,8 @@ import pandas as pd
 from anndata import AnnData
 
 from stxtools import _keys
+from stxtools._api import public
 from stxtools._checks import check_key, listing
-from stxtools._docs import documented
 from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_in, check_key_added, stored_table
 from stxtools._warn import warn
@@ -24,7 +24,7 @@ from ._tables import TargetTable, origin, parse_target_table, read_table, symbol
 _N_SHOWN = 8
 
 
-@documented
+@public
 def targets(
     adata: AnnData, table: str | os.PathLike[str] | pd.DataFrame, *, disease: str | None = None,
     symbols: str | os.PathLike[str] | pd.DataFrame | None = None, symbol_col: str | None = None,
