@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import lazy_loader
+
+
+@cache
+def _import_rich() -> None:
+    """Import rich, which scikit-learn would import during a call: its import draws from Python's generator."""
+    if find_spec("rich") is not None:
+        state = random.getstate()
+        import_module("rich.style")
+        random.setstate(state)
 
 
 @contextmanager
@@ -32,6 +45,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     def __getattr__(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(names)}")
+        _import_rich()
         with importing():
             return get(name)
 

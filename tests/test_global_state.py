@@ -18,7 +18,6 @@ import anndata as ad
 import matplotlib as mpl
 import numpy as np
 import pytest
-import sklearn.metrics  # noqa: F401 (rich, which it imports, draws from `random` at its import)
 import torch
 from conftest import assert_same
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -223,6 +222,22 @@ assert levels() == before, (before, levels())
 
 def test_first_import_of_lightning_keeps_the_levels_of_loggers() -> None:
     _run(_FIRST_LIGHTNING)
+
+
+_FIRST_SCIKIT_LEARN = """
+import random, sys
+import stxtools as st
+
+adata = st.datasets.synthetic_tissue(200, 12, n_patients=2, show_progress=False)
+before = random.getstate()
+st.tl.segment(adata, library_key="section", params={"width": 8, "epochs": 1}, show_progress=False)
+assert "sklearn.metrics" in sys.modules
+assert random.getstate() == before
+"""
+
+
+def test_first_import_of_scikit_learn_keeps_the_state_of_random() -> None:
+    _run(_FIRST_SCIKIT_LEARN)
 
 
 def _blas_threads() -> int:
