@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import stxtools as st
 from stxtools._progress import progress_bar
+from stxtools.nn import seeded
 
 HOW = {"show_progress": False, "accelerator": "cpu"}
 
@@ -238,6 +239,19 @@ assert random.getstate() == before
 
 def test_first_import_of_scikit_learn_keeps_the_state_of_random() -> None:
     _run(_FIRST_SCIKIT_LEARN)
+
+
+def test_seeding_restores_the_generator_of_an_apple_device(monkeypatch) -> None:
+    """On a stand-in for the device's generator."""
+    states = [torch.tensor([1])]
+    monkeypatch.setattr("torch.mps.get_rng_state", lambda: states[-1])
+    monkeypatch.setattr("torch.mps.set_rng_state", states.append)
+    monkeypatch.setattr("torch.manual_seed", lambda seed: states.append(torch.tensor([seed])))
+    with seeded(7, torch.device("mps")):
+        assert states[-1] == 7
+    assert [int(state) for state in states] == [1, 7, 1]
+    with seeded(7):
+        assert len(states) == 3, "on the CPU nothing of the device is touched"
 
 
 def _blas_threads() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -51,7 +51,10 @@ def seeded(seed: int, device: torch.device = _CPU) -> Iterator[None]:
     CUDA generators are seeded only if ``device`` is one: CUDA would keep the seed until its first use.
     """
     gpus = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
-    with GLOBAL_LOCK, torch.random.fork_rng(devices=gpus):  # initialises CUDA, which applies pending seeds first
+    with GLOBAL_LOCK, ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=gpus))  # initialises CUDA, which applies pending seeds first
+        if device.type == "mps":
+            stack.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
         (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
         yield
 
