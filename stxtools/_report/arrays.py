@@ -32,6 +32,7 @@ _GENES_MAX = 100  # genes that can colour the map
 _COLUMNS = ("logfoldchanges", "pvals_adj", "auroc")
 _IMAGE_SIDE = 1400  # pixels of a tissue image; more are not seen behind the observations
 _CLASSES_MAX = 1000  # classes that a legend lists
+_INTEGER_CLASSES_MAX = 50  # different integers that count as classes
 POINTS_MAX = 200_000  # more make a file that a browser opens slowly
 
 
@@ -63,8 +64,11 @@ def tissue_map(
               _keys.ATTENTION: "Attention"}  # fmt: skip
     columns: list[Any] = [*labels, params.get("labels_key"), *color]
     for column in dict.fromkeys(columns):
-        if column in adata.obs:
-            _add_column(meta, blocks, adata, column, labels.get(column, column), order)
+        scale, shown = _color_column(adata, column, order) if column in adata.obs else ({}, np.empty(0))
+        if scale:
+            block = f"column{len(meta['colors'])}"
+            meta["colors"].append({"key": column, "label": labels.get(column, column), "block": block, **scale})
+            blocks[block] = _pack(shown)
     expression: Expression | None = None
     if layer is not None or adata.X is not None or _keys.COUNTS in adata.layers:
         read = Expression(adata, layer, allow_scaled=True, in_memory=False)
@@ -107,32 +111,29 @@ def _image(adata: AnnData, panel: Panel, shift: Floats) -> dict[str, Any] | None
     return None
 
 
-def _add_column(
-    meta: dict[str, Any], blocks: dict[str, str], adata: AnnData, column: str, label: str, order: Ints
-) -> None:
+def _color_column(adata: AnnData, column: str, order: Ints) -> tuple[dict[str, Any], Array]:
+    """Return the colour scale or the classes of a column of ``obs``, and its values; nothing where none is known."""
     values = adata.obs[column]
-    entry: dict[str, Any] = {"key": column, "label": label, "block": f"column{len(meta['colors'])}"}
     if pd.api.types.is_float_dtype(values.dtype) or (
-        pd.api.types.is_numeric_dtype(values.dtype) and values.nunique() > 50
+        pd.api.types.is_numeric_dtype(values.dtype) and values.nunique() > _INTEGER_CLASSES_MAX
     ):
         numbers = values.to_numpy(dtype=float)[order]
         known = numbers[np.isfinite(numbers)]
         if not len(known):
-            return
+            return {}, known
         low, high = float(known.min()), float(known.max())
         if column == _keys.ATTENTION:  # a few regions have much of it
             high = float(np.quantile(known, 0.99))
-        entry |= {"low": low, "high": high}
-        blocks[entry["block"]] = _pack(_color_levels(numbers, low, high))
-    else:
-        codes, names = category_codes(adata, column)
-        regions = column == _keys.REGION_ID
-        colors = colors_of(adata, column) if len(names) <= 102 and not regions else {}
-        cycle = default_colors(20)
-        entry |= {"names": names, "colors": [colors.get(n, cycle[i % 20]) for i, n in enumerate(names)]}
-        entry["legend"] = not regions and len(names) <= _CLASSES_MAX
-        blocks[entry["block"]] = _pack(codes[order].astype(np.uint32))  # -1: the largest number
-    meta["colors"].append(entry)
+        return {"low": low, "high": high}, _color_levels(numbers, low, high)
+    codes, names = category_codes(adata, column)
+    regions = column == _keys.REGION_ID
+    colors = colors_of(adata, column) if len(names) <= 102 and not regions else {}  # more have no palette
+    cycle = default_colors(20)
+    entry = {
+        "names": names, "colors": [colors.get(n, cycle[i % 20]) for i, n in enumerate(names)],
+        "legend": not regions and len(names) <= _CLASSES_MAX,
+    }  # fmt: skip
+    return entry, codes[order].astype(np.uint32)  # -1: the largest number
 
 
 def _pack(values: Array | Sequence[str]) -> str:

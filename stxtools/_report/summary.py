@@ -165,10 +165,10 @@ def _reference(params: Mapping[str, Any]) -> str:
     return "the rest" if reference == "rest" else reference
 
 
-def marker_lines(adata: AnnData, key: str = _keys.BIOMARKERS) -> list[str]:
+def marker_lines(adata: AnnData) -> list[str]:
     """Return the lines of each group: how many genes mark it, and the first in each direction."""
-    reference, lines = _reference(adata.uns[f"{key}_params"]), []
-    for group, table in adata.uns[key].groupby("group", sort=False, observed=True):
+    reference, lines = _reference(adata.uns[f"{_keys.BIOMARKERS}_params"]), []
+    for group, table in adata.uns[_keys.BIOMARKERS].groupby("group", sort=False, observed=True):
         markers = table[table["pvals_adj"] <= FDR]
         line = f"{group} against {reference}: {len(markers) or 'none'} of {len(table)} genes"
         if tests_composition(table):

@@ -67,18 +67,20 @@ class Run:
 
     def _prepare(self, bar: Stage) -> bool:
         """Read and check everything before the first step; after a UsageError nothing was written."""
-        o, start = self.options, time.perf_counter()
+        options, start = self.options, time.perf_counter()
         bar.enter("read")
         try:
-            if o.max_memory is not None:
-                settings.max_memory = o.max_memory
-            folder = Folder(vars(o))
-            if not folder.check(overwrite=o.overwrite, resume=o.resume):
+            if options.max_memory is not None:
+                settings.max_memory = options.max_memory
+            folder = Folder(vars(options))
+            if not folder.check(overwrite=options.overwrite, resume=options.resume):
                 return False
-            self.adata, self.library_key, self.notes = read_sections(o.input, o.library_key, o.use_rep, o.layer)
-            check_inputs(self.adata, o, self.groupby)
+            self.adata, self.library_key, self.notes = read_sections(
+                options.input, options.library_key, options.use_rep, options.layer
+            )
+            check_inputs(self.adata, options, self.groupby)
         except _USAGE_ERRORS as err:
-            raise UsageError(as_flags(error_text(err), vars(o))) from err
+            raise UsageError(as_flags(error_text(err), vars(options))) from err
         folder.create()
         self.folder = folder
         shape = f"{self.adata.n_obs:,} observations x {self.adata.n_vars:,} genes"
@@ -90,15 +92,15 @@ class Run:
         return True
 
     def _run_step(self, step: str) -> None:
-        o, folder, start = self.options, self.folder, time.perf_counter()
+        options, folder, start = self.options, self.folder, time.perf_counter()
         try:
             if step in CALLS:
-                options = vars(o) | {"library_key": self.library_key, "groupby": self.groupby}
-                getattr(tl, step)(self.adata, **{name: options[name] for name in (*COMMON, *CALLS[step])})
+                values = vars(options) | {"library_key": self.library_key, "groupby": self.groupby}
+                getattr(tl, step)(self.adata, **{name: values[name] for name in (*COMMON, *CALLS[step])})
             elif step == "figures":
                 draw(self.adata, folder.work)
                 write_table(self.adata, folder.work / TABLE)
-                slots = {"layer": o.layer, "spatial_key": o.spatial_key, "library_key": self.library_key}
+                slots = {"layer": options.layer, "spatial_key": options.spatial_key, "library_key": self.library_key}
                 report(self.adata, folder.work / REPORT, **slots)
             else:
                 write_h5ad(self.adata, folder.work / DATA)
@@ -106,7 +108,7 @@ class Run:
             if folder.finished:
                 raise
             folder.discard()  # the first step checks its own arguments before it does anything
-            raise UsageError(as_flags(error_text(err), vars(o))) from err
+            raise UsageError(as_flags(error_text(err), vars(options))) from err
         seconds = time.perf_counter() - start
         folder.save(step, seconds, self.adata if step in CALLS else None)
         log(f"{step} {seconds:.1f} s ({STEPS.index(step) + 1} of {len(STEPS)})", self._quiet)
