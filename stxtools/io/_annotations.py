@@ -79,13 +79,13 @@ def read_annotations(
     check_adata(adata, unique_vars=False)
     key = free_key(adata, "io.read_annotations", key_added, "annotation", obs=[""], uns=[""])
     scale = check_number("scale", scale, minimum=_MIN_SCALE)
-    libs, rows = _section_rows(adata, library, library_key)
+    libs, section, rows = _section_rows(adata, library, library_key)
     path = check_path("path", path)
     annotations = _read_file(path)
     if isinstance(annotations, GeoDataFrame):
         file_format = "xenium" if path.suffix.lower() == ".csv" else "geojson"
         xy = coordinates(adata, spatial_key, libs)[rows]
-        factors = spatial_entry(adata, libs.names[libs.codes[rows[0]]])[_keys.SCALEFACTORS]
+        factors = spatial_entry(adata, libs.names[section])[_keys.SCALEFACTORS]
         diameter = factors.get(_keys.SPOT_DIAMETER)
         radius = float(typical_spacing(xy) if diameter is None else diameter) / 2
         labels = _labels_by_position(annotations, xy * scale, radius * scale, path)
@@ -98,7 +98,7 @@ def read_annotations(
     if library is not None and key in adata.obs:  # the labels of the other sections
         stored, stored_names = categories(adata, key, "key_added", min_classes=0)
         names = list(dict.fromkeys([*stored_names, *names]))
-        codes = np.where(libs.codes == libs.codes[rows[0]], -1, stored)
+        codes = np.where(libs.codes == section, -1, stored)
     codes[rows] = pd.Index(names).get_indexer(labels)
     colored = annotations.reindex(columns=["name", "color"]).dropna().drop_duplicates("name")
     file_colors = dict(zip(colored["name"], colored["color"], strict=True))
@@ -146,12 +146,11 @@ def write_annotations(
     codes, names = categories(adata, key, "key")
     scale = check_number("scale", scale, minimum=_MIN_SCALE)
     check_writable(path)
-    libs, rows = _section_rows(adata, library, library_key)
-    index = int(libs.codes[rows[0]])
+    libs, section, rows = _section_rows(adata, library, library_key)
     if (codes[rows] < 0).all():
-        raise ValueError(f"No observation of section {libs.names[index]!r} has a category in `adata.obs[{key!r}]`.")
+        raise ValueError(f"No observation of section {libs.names[section]!r} has a category in `adata.obs[{key!r}]`.")
     colors = colors_for(names, stored_colors(adata, key))
-    outlines = Geometry(adata, spatial_key, library_key).outlines(index, codes)
+    outlines = Geometry(adata, spatial_key, library_key).outlines(section, codes)
     classes = [{"name": names[code], "color": ImageColor.getrgb(colors[names[code]])[:3]} for code in outlines]
     columns = {"objectType": "annotation", "name": [names[code] for code in outlines], "classification": classes}
     frame = GeoDataFrame(columns | {"isLocked": False}, geometry=list(outlines.values()))
@@ -159,19 +158,20 @@ def write_annotations(
     write_text(path, frame.explode().to_json(drop_id=True, ensure_ascii=False))
 
 
-def _section_rows(adata: AnnData, library: str | None, library_key: str | bool | None) -> tuple[Libraries, Ints]:
-    """Return the sections, and the observations of ``library``, or all where there is one section."""
+def _section_rows(adata: AnnData, library: str | None, library_key: str | bool | None) -> tuple[Libraries, int, Ints]:
+    """Return the sections, and the number and the observations of ``library``, or of the only one."""
     libs = libraries(adata, library_key)
     if library is None:
         if len(libs) > 1:
             raise ValueError(
                 f"There are {len(libs)} sections ({listing(libs.names)}); pass that of the file as `library=`."
             )
-        return libs, np.arange(adata.n_obs)
+        return libs, 0, np.arange(adata.n_obs)
     if library not in libs.names:
         hint = "" if library_key is not None else " Name the obs column of sections with `library_key=`."
         raise KeyError(f"`library={library!r}` is not a section; it must be one of {listing(libs.names)}.{hint}")
-    return libs, np.flatnonzero(libs.codes == libs.names.index(library))
+    section = libs.names.index(library)
+    return libs, section, np.flatnonzero(libs.codes == section)
 
 
 def _read_file(path: Path) -> pd.DataFrame:
