@@ -23,6 +23,7 @@ from stxtools._types import Floats, Ints
 from stxtools._validate import categories, check_adata, stored_library_key, value_per_unit
 from stxtools.models.transport import (
     HALF,
+    Coupling,
     Nodes,
     Shared,
     couple,
@@ -100,29 +101,26 @@ def track(
     rng = np.random.default_rng(seed)
     steps, time = np.unique(times, return_inverse=True)
     graph = adata.uns[regions_key]
-    tissue = Tissue(graph, regions, time, max_regions, seed)
+    problem = TransportProblem(graph, regions, time, max_regions, seed)
     pairs = [_section_pairs(time, step, subject, rng) for step in range(len(steps) - 1)]
     plans: Plans = {}
     with progress(sum(map(len, pairs)), "matching sections", show_progress) as bar:
         for pair in chain.from_iterable(pairs):
-            plans[pair] = tissue.plan(*pair)
+            plans[pair] = problem.plan(*pair)
             bar.update(1)
     names = [str(c) for c in graph.obs["segment"].cat.categories]
     shared = []
     for step in pairs:
-        couplings = {
-            (i, j): (plans[i, j], tissue.compartments(i), tissue.compartments(j), tissue.weight(i), tissue.weight(j))
-            for i, j in step
-        }
+        couplings = {(i, j): problem.coupling(i, j, plans[i, j]) for i, j in step}
         shared.append(shared_mass(couplings, (len(names), len(names)), _PERMUTATIONS, rng))
-    lineage = _lineages(tissue, time, shared, len(names))
+    lineage = _lineages(problem, time, shared, len(names))
 
     slots = Slots("tl.track")
     slots.uns[key] = {
         "links": pd.concat([_links(one, *two, names) for one, two in zip(shared, pairwise(steps), strict=True)],
                            ignore_index=True),
         "compartments": _compartments(shared, steps, lineage, names),
-        "regions": tissue.counterparts(plans, libs.names),
+        "regions": problem.counterparts(plans, libs.names),
         "params": provenance(
             time_key=time_key, subject_key=subject_key, regions_key=regions_key, max_regions=max_regions,
             spatial_key=spatial_key, random_state=seed,
@@ -131,11 +129,11 @@ def track(
     }  # fmt: skip
     known = regions.region >= 0
     codes = np.full(adata.n_obs, -1)
-    node = tissue.node[regions.region[known]]
-    codes[known] = lineage[time[tissue.nodes.section[node]], tissue.nodes.compartment[node]]
+    node = problem.node[regions.region[known]]
+    codes[known] = lineage[time[problem.nodes.section[node]], problem.nodes.compartment[node]]
     slots.obs[key] = categorical(codes, [str(i + 1) for i in range(int(lineage.max()) + 1)])
     for name, forward in ((f"{key}_next", True), (f"{key}_previous", False)):
-        slots.obs[name] = regions.to_obs(tissue.matched_share(plans, forward=forward)[tissue.node])
+        slots.obs[name] = regions.to_obs(problem.matched_share(plans, forward=forward)[problem.node])
         slots.missing[f"obs/{name}"] = None
     return slots.write(adata, copy)
 
@@ -149,9 +147,9 @@ def _section_pairs(time: Ints, step: int, subject: Ints, rng: np.random.Generato
     return [pairs[i] for i in np.sort(rng.choice(len(pairs), _MAX_PAIRS, replace=False))]
 
 
-def _lineages(tissue: Tissue, time: Ints, shared: list[Shared], n: int) -> Ints:
+def _lineages(problem: TransportProblem, time: Ints, shared: list[Shared], n: int) -> Ints:
     """Lineage of each compartment at each time, (n_times, n_compartments); -1 where it is absent."""
-    at = np.unique(time[tissue.nodes.section] * n + tissue.nodes.compartment)
+    at = np.unique(time[problem.nodes.section] * n + problem.nodes.compartment)
     links = [(np.searchsorted(at, step * n + i), np.searchsorted(at, (step + 1) * n + j))
              for step, one in enumerate(shared) for i, j in np.argwhere(one.links)]  # fmt: skip
     out = np.full((len(shared) + 1) * n, -1)
@@ -195,8 +193,8 @@ def _compartments(shared: list[Shared], steps: Floats, lineage: Ints, names: lis
     })  # fmt: skip
 
 
-class Tissue:
-    """Nodes of transport: regions or, where a section has more than ``max_regions``, groups of those of a compartment.
+class TransportProblem:
+    """What is transported: regions or, where a section has more than ``max_regions``, groups of one compartment's.
 
     ``node`` is that of each region; a node has the name of its largest region; ``edges`` join touching nodes.
     """
@@ -226,10 +224,6 @@ class Tissue:
         """Nodes of a section."""
         return np.flatnonzero(self.nodes.section == section)
 
-    def compartments(self, section: int) -> Ints:
-        """Compartment of each node of a section."""
-        return self.nodes.compartment[self.rows(section)]
-
     def weight(self, section: int) -> Floats:
         """Share of each node in its section."""
         size = self.nodes.size[self.rows(section)]
@@ -241,6 +235,11 @@ class Tissue:
         cost = cdist(self.features[rows[0]], self.features[rows[1]], "sqeuclidean")
         distances = [graph_distances(self.edges[r][:, r], w) for r, w in zip(rows, weights, strict=True)]
         return couple(cost, (distances[0], distances[1]), weights, _STRUCTURE, _SLACK)
+
+    def coupling(self, one: int, two: int, plan: Floats) -> Coupling:
+        """A plan with the compartments and the weights of its rows and columns."""
+        before, after = (self.nodes.compartment[self.rows(section)] for section in (one, two))
+        return plan, before, after, self.weight(one), self.weight(two)
 
     def matched_share(self, plans: Plans, *, forward: bool) -> Floats:
         """Share of the mass of each node with a counterpart at the next (or previous) time; NaN without such a time."""
