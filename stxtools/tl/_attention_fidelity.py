@@ -22,7 +22,9 @@ from stxtools._slots import Slots, check_free, provenance
 from stxtools._validate import check_adata, check_key_added
 
 if TYPE_CHECKING:
+    from stxtools._types import Floats, Ints
     from stxtools.models import TissueNet
+    from stxtools.models.explain.edges import RegionAttribution
 
 _METHODS = ("attention", "attention_gradient", "occlusion", "gradient", "random")
 
@@ -149,19 +151,19 @@ def _task_and_weight(model: TissueNet, task: str | None, of: str) -> tuple[str, 
 
 
 def _rows(
-    attribution: Any, scores: Any, regions: Any, shares: Sequence[float], library: str, method: str
+    attribution: RegionAttribution, scores: Floats, regions: Ints, shares: Sequence[float], library: str, method: str
 ) -> list[dict[str, Any]]:
-    """Return the changes after removing or keeping the first edges, and after hiding the first or the other regions."""
+    """Return the changes after removing or keeping the top edges into ``regions``, and the top regions of all."""
     rows = []
     incoming = np.isin(attribution.target, regions)
     ranked = np.argsort(-attribution.node_scores(scores), kind="stable")
     for share in shares:
-        top = attribution.top_edges(scores, regions, share)
-        first = np.zeros(attribution.n, dtype=bool)
-        first[ranked[: int(np.ceil(share * attribution.n))]] = True
+        top_edges = attribution.top_edges(scores, regions, share)
+        top_regions = np.zeros(attribution.n, dtype=bool)
+        top_regions[ranked[: int(np.ceil(share * attribution.n))]] = True
         for mode in ("remove", "keep"):
-            kept = ~top if mode == "remove" else top | ~incoming
-            hidden = first if mode == "remove" else ~first
+            kept = ~top_edges if mode == "remove" else top_edges | ~incoming
+            hidden = top_regions if mode == "remove" else ~top_regions
             for unit, proba in (("edges", attribution.predict(kept)), ("regions", attribution.predict(hidden=hidden))):
                 # the effect of a hidden region on its own prediction does not count
                 judged = regions if unit == "edges" else regions[~hidden[regions]]

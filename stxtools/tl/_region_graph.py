@@ -26,7 +26,7 @@ from stxtools._spatial.points import position_order
 from stxtools._types import Ints
 from stxtools._validate import categories, check_adata, check_in, check_key_added, inherited_library_key
 
-_Chunk = tuple[Ints, Ints, sparse.csr_matrix]  # regions, their observations, and the log expression of these
+_Chunk = tuple[Ints, Ints, sparse.csr_matrix]  # regions, observations among which theirs are, log expression of these
 _Means = tuple[Ints, sparse.csr_matrix]  # regions and their mean log expression
 
 _CHUNK_SIZE = 65_536  # observations whose expression is averaged at a time
@@ -199,15 +199,16 @@ def _chunks(mean: sparse.csr_matrix, read: Expression) -> Iterator[_Chunk]:
 
 
 def _chunks_on_disk(mean: sparse.csr_matrix, region: Ints, read: Expression) -> Iterator[_Chunk]:
-    """Yield chunks out of core; observations are kept until the last one of their region is read."""
-    last = np.maximum.reduceat(mean.indices, mean.indptr[:-1])
-    order = np.argsort(last, kind="stable")
+    """Yield chunks out of core, in one pass; observations are kept until the last one of their region is read."""
+    last = np.maximum.reduceat(mean.indices, mean.indptr[:-1])  # observation of each region
+    by_last = np.argsort(last, kind="stable")
     rows, logged = np.zeros(0, dtype=np.int64), sparse.csr_matrix((0, read.matrix.shape[1]), dtype=np.float32)
     for block, chunk in GeneBlocks(read).rows():
         rows, logged = np.r_[rows, block.start : block.stop], sparse.vstack([logged, chunk], format="csr")
-        yield order[slice(*np.searchsorted(last[order], [block.start, block.stop]))], rows, logged
-        later = (region[rows] >= 0) & (last[region[rows]] >= block.stop)
-        rows, logged = rows[later], logged[later]
+        first_complete, end_complete = np.searchsorted(last[by_last], [block.start, block.stop])
+        yield by_last[first_complete:end_complete], rows, logged
+        incomplete = (region[rows] >= 0) & (last[region[rows]] >= block.stop)
+        rows, logged = rows[incomplete], logged[incomplete]
 
 
 def _assemble(parts: list[_Means], shape: tuple[int, int]) -> sparse.csr_matrix:
