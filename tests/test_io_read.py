@@ -94,9 +94,11 @@ def test_merscope_folder_is_read(tmp_path: Path) -> None:
     assert_equal(st.io.read(tmp_path / "section.zarr"), adata)
 
 
-@pytest.mark.parametrize(("millimetres", "scale"), [(True, 0.12), (False, 1.0)])
-def test_cosmx_folder_is_read_in_microns_or_pixels(tmp_path: Path, millimetres: bool, scale: float) -> None:
-    cells = folders.cosmx(tmp_path / "Lung5", millimetres=millimetres)
+@pytest.mark.parametrize(("millimetres", "scale"), [(True, 0.12), (False, 1.0), (None, 1.0)])
+def test_cosmx_folder_is_read_in_microns_or_pixels(tmp_path: Path, millimetres: bool | None, scale: float) -> None:
+    cells = folders.cosmx(tmp_path / "Lung5", millimetres=bool(millimetres))
+    if millimetres is None:  # as in older releases
+        (tmp_path / "Lung5" / "Lung_fov_positions_file.csv").unlink()
     names = [f"{cell}_{fov}" for cell, fov in zip(cells["cell_ID"], cells["fov"], strict=True)]
     xy = cells[["CenterX_global_px", "CenterY_global_px"]].to_numpy() * scale
     adata = _read_and_check(tmp_path / "Lung5", names, xy, "Lung")

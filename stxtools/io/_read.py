@@ -247,8 +247,9 @@ def _read_cosmx(folder: Path) -> Read:
     adata = _read_csv_matrix(matrix)
     adata = adata[adata.obs_names.isin(cells.index)].copy()  # without what lies outside of cells
     _place(adata, cells, "CenterX_global_px", "CenterY_global_px")
-    fovs = pd.read_csv(_first(folder, f"{library}_fov_positions_file.csv*"))
     metadata: dict[str, Any] = {"unit": "pixel", "platform": "CosMx"}
+    files = _visible(folder, f"{library}_fov_positions_file.csv*")  # older releases have none
+    fovs = pd.read_csv(files[0]) if files else pd.DataFrame(index=[0])
     spans = [fovs.reindex(columns=[f"x_global_{u}", f"y_global_{u}"]).to_numpy(dtype=float) for u in ("px", "mm")]
     span = np.ptp(spans, axis=1).max(axis=1)  # of the longer side: fields may lie in one row or column
     if np.isfinite(span).all() and span[0] > 0:  # fields of view have a position in millimetres and in pixels
