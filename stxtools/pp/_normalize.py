@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -102,16 +103,17 @@ def normalize(
     stage("choosing genes")
     genes = select_genes(counts, source.scale, n_top_genes, None if sections is None else sections[rows])
     stage("computing components")
-    scores, axes, pca, (projection, origin) = _pca(sample[:, genes], n_comps, scale, random_state)
+    pca = _pca(sample[:, genes], n_comps, scale, random_state)
+    scores = pca.scores
     if len(rows) < adata.n_obs:
-        parts = map_row_chunks(logged, lambda chunk, _: (chunk[:, genes] @ projection - origin).astype(np.float32))
+        parts = map_row_chunks(logged, lambda chunk, _: pca.project(chunk[:, genes]))
         scores = np.concatenate(list(parts))
 
     selected = np.zeros(adata.n_vars, dtype=bool)
     selected[genes] = True
-    loadings = np.zeros((adata.n_vars, axes.shape[1]), dtype=np.float32)
-    loadings[genes] = axes
-    pca["params"] = {
+    loadings = np.zeros((adata.n_vars, pca.axes.shape[1]), dtype=np.float32)
+    loadings[genes] = pca.axes
+    pca_params = {
         "zero_center": True, "use_highly_variable": True, "mask_var": "highly_variable", "scale": scale,
         "random_state": random_state,
     }  # fmt: skip
@@ -126,7 +128,7 @@ def normalize(
         var={"highly_variable": selected},
         obsm={_keys.X_PCA: scores},
         varm={"PCs": loadings},
-        uns={"pca": pca, "log1p": {}, "normalize": {"params": params}},
+        uns={"pca": {**pca.variances, "params": pca_params}, "log1p": {}, "normalize": {"params": params}},
     )
     if _keys.COUNTS not in adata.layers:
         slots.layers[_keys.COUNTS] = source.stored.copy()
@@ -150,10 +152,22 @@ def _log_normalize_block(block: Any, depth: Floats, target: float) -> Any:
     return logged.toarray() if isinstance(block, np.ndarray) else logged.copy()
 
 
-def _pca(
-    logged: Csr, n_comps: int, scale: bool, random_state: int
-) -> tuple[Floats32, Floats, dict[str, Any], tuple[Floats, Floats]]:
-    """Return scores, axes, their variances, and the projection (axes, origin) of log expression to scores."""
+@dataclass(frozen=True)
+class _Pca:
+    """Components of the selected genes; ``variances`` as scanpy stores them."""
+
+    scores: Floats32
+    axes: Floats
+    variances: dict[str, Floats]
+    deviation: Floats  # of each gene, where genes are scaled, else 1
+    origin: Floats  # score of the mean expression
+
+    def project(self, logged: Csr) -> Floats32:
+        """Return the scores of other observations."""
+        return (logged @ (self.axes / self.deviation[:, None]) - self.origin).astype(np.float32)
+
+
+def _pca(logged: Csr, n_comps: int, scale: bool, random_state: int) -> _Pca:
     n_comps = min(n_comps, min(logged.shape) - 1)
     if n_comps < 1:
         raise ValueError(
@@ -172,5 +186,5 @@ def _pca(
     origin = mean @ axes
     scores = logged @ axes - origin
     explained = scores.var(axis=0, ddof=1)
-    pca = {"variance": explained, "variance_ratio": explained / (variance.sum() * unbiased)}
-    return np.ascontiguousarray(scores, dtype=np.float32), axes, pca, (axes / deviation[:, None], origin)
+    variances = {"variance": explained, "variance_ratio": explained / (variance.sum() * unbiased)}
+    return _Pca(np.ascontiguousarray(scores, dtype=np.float32), axes, variances, deviation, origin)
