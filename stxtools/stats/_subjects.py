@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations, product
 from math import factorial, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -61,10 +61,10 @@ def regress_subjects(
     """
     known = np.isfinite(values)
     filled = np.where(known, values, 0.0)
-    n, sxx, slope, residual, _ = _fit(filled, known, x, paired)
-    df = (n - 2 + paired).astype(float)
+    fit = _fit(filled, known, x, paired)
+    df, sxx = fit.df, fit.sxx
     usable = (sxx > 0) & (df >= 1)
-    variance = np.divide(residual, df, out=np.zeros_like(residual), where=usable)
+    variance = np.divide(fit.residual, df, out=np.zeros_like(fit.residual), where=usable)
     rounding = (_ROUNDING * np.abs(filled).max(initial=0.0)) ** 2
     usable &= variance > max(_CONSTANT * np.median(variance[usable]), rounding) if usable.any() else usable
     trend, degree = np.ones_like(variance), 0
@@ -72,8 +72,8 @@ def regress_subjects(
         degree = _DEGREE if usable.sum() >= 10 * _DEGREE else 1
         order, log_variance = np.sort(level[usable]), np.log(variance[usable])
         rank = np.searchsorted(order, level) / len(order)
-        fit = np.polynomial.Polynomial.fit(rank[usable], log_variance, degree, domain=[0, 1])
-        trend = np.exp(fit(rank) - log_variance.mean())
+        polynomial = np.polynomial.Polynomial.fit(rank[usable], log_variance, degree, domain=[0, 1])
+        trend = np.exp(polynomial(rank) - log_variance.mean())
     scale, prior = squeeze_variance((variance / trend)[usable], df[usable])
     prior = _discounted_prior(prior, df[usable], degree + 1)
     tested = usable & np.all([known[side].sum(axis=0) >= MIN_SUBJECTS for side in sides], axis=0)
@@ -82,7 +82,7 @@ def regress_subjects(
 
     error = spread * np.sqrt(posterior_variance(variance, df, trend * scale, prior) / np.where(sxx > 0, sxx, 1.0))
     total = np.clip(df + prior, 1.0, most)
-    effect = np.where(sxx > 0, slope, np.nan)
+    effect = np.where(sxx > 0, fit.slope, np.nan)
     statistic = np.divide(effect, error, out=np.zeros_like(error), where=tested & (error > 0))
     width = np.where(usable, stats.t.ppf(0.975, total) * error, np.nan)
     return {
@@ -99,8 +99,17 @@ def _discounted_prior(prior: float, df: Floats, n_fitted: int) -> float:
     return own * weight / (1.0 - weight)
 
 
-def _fit(filled: Floats, known: Bools, x: Floats, paired: bool) -> tuple[Ints, Floats, Floats, Floats, Bools]:
-    """Least squares by feature: subjects, squares of ``x``, slope, residual squares, whether no subject decides it."""
+class _Fit(NamedTuple):
+    """Least squares by feature."""
+
+    df: Floats
+    sxx: Floats  # sum of squares of the centred x
+    slope: Floats
+    residual: Floats  # sum of squares
+    is_shared: Bools  # no subject decides the slope alone
+
+
+def _fit(filled: Floats, known: Bools, x: Floats, paired: bool) -> _Fit:
     n = known.sum(axis=0)
     x_mean = 0.0 if paired else x @ known / np.maximum(n, 1)
     centred = known * (x[:, None] - x_mean)
@@ -110,7 +119,7 @@ def _fit(filled: Floats, known: Bools, x: Floats, paired: bool) -> tuple[Ints, F
     intercept = 0.0 if paired else filled.sum(axis=0) / np.maximum(n, 1)
     residual = (known * (filled - intercept - slope * centred) ** 2).sum(axis=0)
     leverage = (not paired) / np.maximum(n, 1) + (centred**2).max(axis=0) / safe
-    return n, sxx, slope, residual, (sxx > 0) & (leverage < 1 - 1e-9)
+    return _Fit((n - 2 + paired).astype(float), sxx, slope, residual, (sxx > 0) & (leverage < 1 - 1e-9))
 
 
 def _null_spread(
@@ -124,11 +133,10 @@ def _null_spread(
     squares = count = 0.0
     n_max = min(max(20, _MAX_STATISTICS // filled.shape[1]), _MAX_PERMUTATIONS)
     for permuted in _flips(len(x), n_max, seed) if paired else _permutations(x, n_max, seed):
-        n, sxx, slope, residual, fits = _fit(filled, known, permuted, paired)
-        df = (n - 2 + paired).astype(float)
+        df, sxx, slope, residual, is_shared = _fit(filled, known, permuted, paired)
         error = np.sqrt(posterior_variance(residual / df, df, expected, prior) / np.where(sxx > 0, sxx, 1.0))
-        statistic = np.divide(slope, error, out=np.zeros_like(error), where=fits & (error > 0))
-        score = signed_z(statistic, np.minimum(df + prior, most))[fits]
+        statistic = np.divide(slope, error, out=np.zeros_like(error), where=is_shared & (error > 0))
+        score = signed_z(statistic, np.minimum(df + prior, most))[is_shared]
         squares, count = squares + float((score**2).sum()), count + len(score)
     return float(np.sqrt(squares / count)) if count else 1.0
 
