@@ -251,8 +251,10 @@ def stored_library_key(params: Mapping[str, Any]) -> str | bool | None:
     return None if stored is None else False if isinstance(stored, (bool, np.bool_)) else str(stored)
 
 
-def inherited_library_key(adata: AnnData, key: str) -> str | bool | None:
-    """Return the ``library_key`` of the call that wrote ``uns[key]``."""
+def inherited_library_key(adata: AnnData, key: str, library_key: str | bool | None) -> str | bool | None:
+    """Return ``library_key`` or, for None, that of the call that wrote ``uns[key]``."""
+    if library_key is not None:
+        return library_key
     entry = adata.uns.get(key)
     return stored_library_key(entry.get("params", {}) if hasattr(entry, "get") else {})
 

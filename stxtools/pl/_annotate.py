@@ -76,7 +76,7 @@ def annotate(
     segment_key = check_key_added(segment_key, _keys.SEGMENT, "segment_key")
     if isinstance(classes, str) or not isinstance(classes, Sequence):
         raise TypeError(f"`classes` must be a list of names, not {classes!r}.")
-    library_key = inherited_library_key(adata, segment_key) if library_key is None else library_key
+    library_key = inherited_library_key(adata, segment_key, library_key)
     keys = {"spatial_key": spatial_key, "library_key": library_key, "key_added": segment_key}
     n_suggested = check_int("n_suggested", n_suggested, minimum=1)
     return Annotator(adata, key, classes, n_suggested, keys, segment_params or {})

@@ -74,7 +74,7 @@ def region_graph(
     check_in(adata, "obs", segment_key, "segment_key", hint)
     random_state = check_seed(random_state)
     max_size = None if max_size is None else check_int("max_size", max_size, minimum=1)
-    library_key = library_key if library_key is not None else inherited_library_key(adata, segment_key)
+    library_key = inherited_library_key(adata, segment_key, library_key)
     codes, names = categories(adata, segment_key, "segment_key", min_classes=1)
 
     where = Geometry(adata, spatial_key, library_key)

@@ -79,7 +79,7 @@ class Subjects:
     ) -> None:
         self.codes, self.names = categories(adata, subject_key, "subject_key", min_classes=2)
         self.compartments, self.compartment_names = categories(adata, groupby, "groupby")
-        self.library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
+        self.library_key = inherited_library_key(adata, groupby, library_key)
         self.where = Geometry(adata, spatial_key, self.library_key)
         value_per_unit(self.where.libs, self.codes, self.names, subject_key)
 

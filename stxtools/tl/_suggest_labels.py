@@ -54,7 +54,7 @@ def suggest_labels(
         labels_key = str(params["labels_key"])
     if labels_key is not None:
         check_in(adata, "obs", labels_key, "labels_key")
-    where = Geometry(adata, spatial_key, inherited_library_key(adata, key) if library_key is None else library_key)
+    where = Geometry(adata, spatial_key, inherited_library_key(adata, key, library_key))
     labelled = np.zeros(adata.n_obs, dtype=bool) if labels_key is None else adata.obs[labels_key].notna().to_numpy()
     if int((~labelled).sum()) < n:
         raise ValueError(

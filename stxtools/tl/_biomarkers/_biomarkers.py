@@ -101,7 +101,7 @@ def biomarkers(
     score_key = _keys.BIOMARKER_SCORE if key == _keys.BIOMARKERS else f"{key}_score"
     named = categories(adata, groupby, "groupby", min_classes=2)
     check_free(adata, "tl.biomarkers", var=[score_key], uns=[key, f"{key}_params", _keys.twin(key)])
-    library_key = inherited_library_key(adata, groupby) if library_key is None else library_key
+    library_key = inherited_library_key(adata, groupby, library_key)
     where = Geometry(adata, spatial_key, library_key, raster=False)
     libs, names = where.libs, named.names
     subjects = subject_of_libraries(adata, libs, subject_key)

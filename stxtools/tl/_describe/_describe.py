@@ -95,7 +95,7 @@ def describe(
     markers = _markers(adata, biomarkers_key, groupby)
     genes = [str(name) for name in adata.var_names]
     nets, pairs = read_nets(net, set(genes)), read_pairs(resource, set(genes))
-    library_key = library_key if library_key is not None else inherited_library_key(adata, groupby)
+    library_key = inherited_library_key(adata, groupby, library_key)
 
     kinds = [*nets, *([CONTACT] if pairs is not None else [])]
     parts: list[pd.DataFrame] = []
