@@ -82,6 +82,17 @@ def test_model_finds_genes_by_symbol_or_ensembl_id_in_any_order(make_section, tr
     assert_same(fewer, before)
 
 
+def test_model_without_labels_finds_genes_by_ensembl_id(make_section, quick_unet, tmp_path):
+    adata = make_section()
+    ids = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
+    adata.var["gene_ids"] = ids
+    st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", **ON_CPU)
+    other = make_section()
+    other.var_names = ids
+    st.tl.segment(other, model=tmp_path / "m.stx", **ON_CPU)
+    np.testing.assert_array_equal(other.obsm["segment_proba"], adata.obsm["segment_proba"])
+
+
 def test_labels_of_the_new_section_correct_the_model(make_section, trained):
     adata = make_section(seed=6)
     labels = adata.obs["band"].astype(object).where(np.arange(adata.n_obs) % 15 == 0)

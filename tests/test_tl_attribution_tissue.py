@@ -13,7 +13,7 @@ from scipy.special import log_softmax, logsumexp
 from sklearn.metrics import roc_auc_score
 
 import stxtools as st
-from stxtools._data.features import tissue_input
+from stxtools._data.features import model_features
 from stxtools._data.regions import Regions
 from stxtools.models import GeneProjection, TissueNet
 from stxtools.tl._biomarkers._attribution import ModelExplainer
@@ -82,7 +82,7 @@ def test_attribution_explains_the_predicting_ridge(tissue, nets):
     """Its log probabilities equal those of the classifier of genes without adaptation and components."""
     net = TissueNet.load(nets[0])
     explainer = _explainer(tissue, nets[0], "classification")
-    (section,) = tissue_input(tissue, None, net).sections(Regions(tissue, "regions", "spatial"))
+    (section,) = model_features(tissue, None, net).sections(Regions(tissue, "regions", "spatial"))
     genes = net.ensembles["classification"].elsewhere.genes
     components = genes.predict(section.by_name, adapt=False)
     assert components.weights["lda"] == 0

@@ -64,6 +64,17 @@ def test_student_agrees_with_the_framework_without_a_region_graph(
     np.testing.assert_array_equal(backed.obsm["band_proba"], found.obsm["band_proba"])
 
 
+def test_student_finds_genes_under_other_names(line: ad.AnnData, framework: Path, tmp_path: Path) -> None:
+    path, params = tmp_path / "student.stx", {"epochs": 2}
+    renamed = line.copy()
+    renamed.var["gene_symbols"] = list(line.var_names)
+    renamed.var_names = [f"ENSG{i:011d}.1" for i in range(line.n_vars)]
+    for adata in (line, renamed):
+        st.tl.distill(adata, framework, save_model=path, params=params)
+        st.tl.multitask(adata, "side", "band", model=path, library_key="library", key_added="student")
+    np.testing.assert_array_equal(renamed.obsm["band_proba"], line.obsm["band_proba"])
+
+
 def test_same_seed_gives_the_same_student(line: ad.AnnData, framework: Path, tmp_path: Path) -> None:
     for i in (0, 1):
         st.tl.distill(line, framework, save_model=tmp_path / f"{i}.stx", params={"epochs": 2}, random_state=3)

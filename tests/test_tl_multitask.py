@@ -128,6 +128,16 @@ def test_hidden_genes_are_predicted_and_not_read(line, quick_net, tmp_path):
         assert_same(line, back)
 
 
+def test_model_that_finds_none_of_its_genes_is_an_error(line, quick_net, tmp_path):
+    line.obsm["X_own"] = np.log1p(line.X.toarray()[:, :8])
+    st.tl.multitask(line, "library", "band", use_rep="X_own", save_model=tmp_path / "n", params=quick_net, **ON_CPU)
+    line.var_names = [f"other{i}" for i in range(line.n_vars)]
+    before = line.copy()
+    with pytest.raises(ValueError, match="0 of the model's"):
+        st.tl.multitask(line, "library", "band", model=tmp_path / "n", **ON_CPU)
+    assert_same(line, before)
+
+
 def test_same_seed_gives_the_same_bits(line, quick_net):
     how = {"params": quick_net, "copy": True, **ON_CPU}
     one, two = (st.tl.multitask(line, "library", "band", expression=["gene0"], **how) for _ in range(2))

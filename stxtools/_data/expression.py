@@ -228,6 +228,15 @@ def log_matrix(read: Expression, genes: Any = slice(None)) -> Csr:
     return sparse.csr_matrix(sparse.vstack(list(parts), "csr"))
 
 
+def log_columns(read: Expression, genes: Ints, target_sum: float | None) -> Csr:
+    """Return log expression of ``genes`` in memory, one column each; 0 for absent ones (-1)."""
+    present = np.flatnonzero(genes >= 0)
+    ones = np.ones(len(present), np.float32)
+    selection = sparse.csr_matrix((ones, (genes[present], present)), shape=(len(read.names), len(genes)))
+    parts = log_chunks(read, lambda logged, rows: logged @ selection, target_sum)
+    return sparse.csr_matrix(sparse.vstack(list(parts), format="csr"))
+
+
 class GeneBlocks:
     """Blocks of genes, and chunks of rows, of expression that may be out of core."""
 

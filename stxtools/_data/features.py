@@ -22,7 +22,7 @@ from stxtools.models._projection import GeneProjection
 from stxtools.models.ensemble.gene_means import GeneSection
 
 from .chunks import is_out_of_core
-from .expression import Expression, log_chunks
+from .expression import Expression, log_chunks, log_columns
 from .regions import Regions, region_sections
 from .representation import (
     N_COMPS,
@@ -40,6 +40,7 @@ from .sections import Geometry
 if TYPE_CHECKING:
     from stxtools.models import TissueNet
     from stxtools.models._base import BaseModel
+    from stxtools.models.tissuenet.inputs import RegionSection
 
 _WARN_SHARE = 0.5  # of the model's genes: a smaller share gives a warning
 _MIN_SHARE, _MIN_GENES = 0.02, 20  # of the model's genes: fewer do not determine the components
@@ -124,23 +125,34 @@ def joint_representation(
 
 @dataclass
 class Features:
-    """Features of the observations, and how they were made."""
+    """Features of the observations, and how they were made; with what the joint model reads besides them."""
 
     adata: AnnData
     values: Floats32
+    names: list[str]  # of the genes, as :func:`gene_names`
+    aliases: dict[str, str]
     expression: Expression | None = None  # source of the features, or what a saved model needs besides them
     record: dict[str, Any] = field(default_factory=dict)  # entries of ``params``
-    name: str = "pca"  # of the representation
+    rep: str = "pca"  # name of the representation
     projection: GeneProjection | None = None  # by which a saved model computes it on other sections
+    logged: Csr | None = None  # log expression that the joint model reads by observation
+    by_name: Ints | None = None  # positions of the genes that its gene classifiers read
 
-    def genes(self, where: Geometry, names: Sequence[str], genes: Ints | None = None) -> list[GeneSection] | None:
+    def genes(self, where: Geometry, genes: Ints | None = None) -> list[GeneSection] | None:
         """Return log expression of ``genes`` (default: all) by section; None if it was not read."""
-        return None if self.expression is None else self.expression.by_section(where, names, genes)
+        return None if self.expression is None else self.expression.by_section(where, self.names, genes)
 
-    def genes_in_memory(self, where: Geometry, names: Sequence[str]) -> list[GeneSection] | None:
+    def genes_in_memory(self, where: Geometry) -> list[GeneSection] | None:
         """Return log expression by section, read now if it was not; None if there is none, or not in memory."""
         read = self.expression or Expression.if_any(self.adata)
-        return None if read is None or is_out_of_core(read.stored) else read.by_section(where, names)
+        return None if read is None or is_out_of_core(read.stored) else read.by_section(where, self.names)
+
+    def sections(
+        self, regions: Regions, labels: Mapping[str, Ints] | None = None, targets: Floats32 | None = None
+    ) -> list[RegionSection]:
+        """Return the input of the joint model by section, with what it learns: labels, and expression (``targets``)."""
+        by_name = None if self.by_name is None else self.genes(regions.where, self.by_name)
+        return region_sections(self.values, regions, labels, genes=self.logged, expression=targets, by_name=by_name)
 
 
 def training_features(
@@ -148,73 +160,82 @@ def training_features(
     portable: bool = False, recompute: bool = False, random_state: int = 0,
 ) -> Features:  # fmt: skip
     """Return the representation for a new model; if ``portable``, with a projection even if it is stored."""
-    name = None if use_rep is None else check_key("use_rep", use_rep)
+    rep, names = None if use_rep is None else check_key("use_rep", use_rep), gene_names(adata)
     if use_rep is None and not recompute and layer is None and _keys.X_PCA in adata.obsm:
-        name = _keys.X_PCA
-    if name is None:
+        rep = _keys.X_PCA
+    if rep is None:
         read = Expression(adata, layer, in_memory=False)
         values, projection = compute_representation(read, random_state)
-        return Features(adata, values, read, read.record, projection=projection)
-    out = Features(adata, stored_representation(adata, name), name=name)
+        return Features(adata, values, *names, read, read.record, projection=projection)
+    out = Features(adata, stored_representation(adata, rep), *names, rep=rep)
     if portable and use_rep is None:
         out.expression = Expression.if_any(adata)
         if out.expression is not None:
             out.projection = stored_projection(adata, out.values, out.expression.matrix, out.expression.scale)
         if out.projection is None:
             warn(
-                f"`adata.obsm[{name!r}]` cannot be computed from the expression in `adata`, so the saved model reads "
-                f"`obsm[{name!r}]` of other sections too: they must hold the same representation. Delete "
-                f"`adata.obsm[{name!r}]` to train a model on a PCA that is saved with it."
+                f"`adata.obsm[{rep!r}]` cannot be computed from the expression in `adata`, so the saved model reads "
+                f"`obsm[{rep!r}]` of other sections too: they must hold the same representation. Delete "
+                f"`adata.obsm[{rep!r}]` to train a model on a PCA that is saved with it."
             )
     return out
 
 
 def model_features(
-    adata: AnnData, model: BaseModel[Any, Any], layer: str | None, *,
-    n_others: int = 0, names: Sequence[str] | None = None, by_name: bool = False,
-) -> Features:  # fmt: skip
-    """Return the features that a trained model reads, besides ``n_others``; genes ``by_name`` need expression."""
-    read = Expression(adata, layer, in_memory=False) if by_name or model.projection is not None else None
+    adata: AnnData, layer: str | None, model: BaseModel[Any, Any], *, n_image_features: int = 0
+) -> Features:
+    """Return what a trained model reads (except from an image) of an AnnData without the genes that it predicts."""
+    names, aliases = gene_names(adata, model)
+    read = Expression(adata, layer, in_memory=False) if model.read_genes else None
     if model.projection is None or read is None:
-        values, expected = stored_representation(adata, str(model.use_rep)), model.n_features - n_others
+        values, expected = stored_representation(adata, str(model.use_rep)), model.n_features - n_image_features
         if values.shape[1] != expected:
             raise ValueError(
                 f"The model was trained on {expected} columns of `adata.obsm[{model.use_rep!r}]`; there are "
                 f"{values.shape[1]}. Compute them as for the training data."
             )
-        return Features(adata, values, read)
-    genes = model.projection.genes
-    if names is None:
-        names = [str(name) for name in adata.var_names]
-        check_genes(genes, names)
-    share = len(set(genes).intersection(names)) / len(genes)
-    return Features(adata, _project(read, model.projection, names), read, {"genes_found": share, **read.record})
+        out = Features(adata, values, names, aliases, read)
+    else:
+        share = float(np.isin(model.projection.genes, names).mean())
+        values = _project(read, model.projection, names)
+        out = Features(adata, values, names, aliases, read, {"genes_found": share, **read.record})
+    if model.genes is not None and read is not None:
+        columns = pd.Index(names).get_indexer(model.genes)
+        # a missing gene stays 0, which is average after centring by section
+        out.logged = log_columns(read, columns, model.target_sum)
+        out.by_name = np.flatnonzero(np.isin(names, model.read_genes))
+        out.record = out.record or {"genes_found": float((columns >= 0).mean()), **read.record}
+    return out
 
 
-class GeneNames:
-    """Names of genes, and their aliases in columns of ``var``."""
+def gene_names(adata: AnnData, model: BaseModel[Any, Any] | None = None) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the genes (those that ``model`` knows them by), and another name of each.
 
-    def __init__(self, adata: AnnData) -> None:
-        self.names = [str(name) for name in adata.var_names]
-        columns: list[Any] = [adata.var[c] for c in _NAME_COLUMNS if c in adata.var]
-        self._columns = [[_without_version(str(name)) for name in column] for column in columns]
+    The other names are the first column of ``var`` in which all differ, such as Ensembl identifiers beside symbols. A
+    model is searched for names and columns; enough of its genes must be found.
+    """
+    names = [str(name) for name in adata.var_names]
+    stored: list[Any] = [adata.var[c] for c in _NAME_COLUMNS if c in adata.var]
+    columns = [[str(name) for name in column] for column in stored]
+    if model is not None and model.read_genes:
+        names = _matched_names([names, *columns], model.read_genes, model.ids)
+        _check_genes(model, names)
+    others = next((column for column in columns if len(set(column)) == len(column)), [])
+    return names, {name: _without_version(other) for name, other in zip(names, others, strict=False)}
 
-    def aliases(self) -> dict[str, str]:
-        """Return another name of each gene, from the first column in which all differ; empty if there is none."""
-        column = next((names for names in self._columns if len(set(names)) == len(names)), [])
-        return dict(zip(self.names, column, strict=False))
 
-    def matched(self, genes: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
-        """Return names in which most of a model's ``genes`` are found, by their name or alias."""
-        lookups = [{_without_version(g): g for g in genes}, {_without_version(a): g for g, a in aliases.items()}]
-        best, most = self.names, sum(g in lookups[0] for g in self.names)
-        for names in ([_without_version(g) for g in self.names], *self._columns):
-            for lookup in lookups:
-                matches = [lookup.get(name, "") for name in names]
-                count = len({match for match in matches if match})
-                if count > most:
-                    best, most = _unique_names(matches, self.names), count
-        return best
+def _matched_names(columns: Sequence[list[str]], genes: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
+    """Return the names in which most of a model's ``genes`` are found, by name or alias, in one of the ``columns``."""
+    names = columns[0]
+    lookups = [{_without_version(g): g for g in genes}, {_without_version(a): g for g, a in aliases.items()}]
+    best, most = names, sum(g in lookups[0] for g in names)
+    for column in columns:
+        for lookup in lookups:
+            matches = [lookup.get(_without_version(name), "") for name in column]
+            count = len({match for match in matches if match})
+            if count > most:
+                best, most = _unique_names(matches, names), count
+    return best
 
 
 def _unique_names(matches: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -228,8 +249,9 @@ def _without_version(name: str) -> str:
     return _VERSION.sub(r"\1", name)
 
 
-def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | None = None) -> None:
-    """Check that ``names`` contain 20 of the model's ``genes``, and one in fifty; warn if fewer than half."""
+def _check_genes(model: BaseModel[Any, Any], names: Sequence[str]) -> None:
+    """Check that ``names`` contain 20 of the model's genes, and one in fifty; warn if fewer than half."""
+    genes, enough = model.required_genes, model.enough_genes
     found, total = len(set(genes).intersection(names)), len(genes)
     share = found / total
     needed = min(max(_MIN_GENES, int(np.ceil(_MIN_SHARE * total)) if enough is None else 0), int(np.ceil(total / 4)))
@@ -239,44 +261,25 @@ def check_genes(genes: Sequence[str], names: Sequence[str], *, enough: int | Non
             f"The model expects names like {list(genes[:3])}; `adata.var_names` begins with {list(names[:3])}."
         )
     if share < _WARN_SHARE and (enough is None or found < enough):
-        effect = "the others are inferred from them" if enough is None else "its classifiers read only these"
+        inferred = (
+            "the others are inferred from them" if model.projection is not None else "the others count as average"
+        )
+        effect = inferred if enough is None else "its classifiers read only these"
         warn(f"`adata` has {found} of the model's {total} genes ({share:.0%}); {effect}.")
 
 
-@dataclass
-class TissueInput:
-    """Input of :class:`stxtools.models.TissueNet`, and what it learns."""
-
-    values: Floats32  # features of the observations
-    record: dict[str, Any]  # entries of ``params``
-    genes: Csr | None = None  # log expression that is read besides the features
-    named: tuple[Expression, Sequence[str], Ints | None] | None = None  # expression, names and genes read by name
-    labels: Mapping[str, Ints] = field(default_factory=dict)
-    targets: Floats32 | None = None  # log expression to predict
-
-    def sections(self, regions: Regions) -> list[Any]:
-        """Split the input by section."""
-        by_name = None if self.named is None else self.named[0].by_section(regions.where, *self.named[1:])
-        return region_sections(
-            self.values, regions, self.labels, genes=self.genes, expression=self.targets, by_name=by_name
-        )
-
-
-def tissue_training_input(
-    adata: AnnData, layer: str | None, model: TissueNet, labels: Mapping[str, Ints], targets: Floats32 | None, *,
-    use_rep: str | None, portable: bool, random_state: int,
-) -> TissueInput:  # fmt: skip
-    """Return the input of a new model, which stores its representation, genes and depth."""
-    known = GeneNames(adata)
-    names, aliases = known.names, known.aliases()
+def joint_training_features(
+    adata: AnnData, layer: str | None, model: TissueNet, *,
+    use_rep: str | None, recompute: bool, portable: bool, random_state: int,
+) -> Features:  # fmt: skip
+    """Return what a new joint model reads; the model keeps its representation, genes and depth."""
     features = training_features(
-        adata, use_rep, layer, portable=portable, recompute=targets is not None, random_state=random_state
+        adata, use_rep, layer, portable=portable, recompute=recompute, random_state=random_state
     )
-    model.use_rep, model.projection = features.name, features.projection
-    out = TissueInput(features.values, features.record, labels=labels, targets=targets)
+    model.use_rep, model.projection, model.ids = features.rep, features.projection, features.aliases
     chosen = model.params.genes
     if not chosen:
-        return out
+        return features
     read = features.expression
     if read is None or is_out_of_core(read.matrix):
         read = Expression(adata, layer, allow_scaled=True)
@@ -285,7 +288,7 @@ def tissue_training_input(
             "`adata.X` holds negative values, as after scaling, which are not expression, and there is no other: "
             "the model reads the representation alone. `params={'genes': False}` requests that explicitly."
         )
-        return out
+        return features
     if isinstance(chosen, bool):
         index = select_genes(read.matrix, read.scale)
     else:
@@ -296,29 +299,7 @@ def tissue_training_input(
         index = np.unique(index)
     model.target_sum = median_depth(np.asarray(read.matrix.sum(axis=1)).ravel())
     model.genes = [str(g) for g in read.names[index]]
-    out.record = read.record
-    out.genes = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, index]
-    out.named, model.ids = (read, names, None), aliases
-    return out
-
-
-def tissue_input(adata: AnnData, layer: str | None, model: TissueNet) -> TissueInput:
-    """Return the input of a trained model, whose hidden genes ``adata`` lacks."""
-    names = GeneNames(adata).matched(model.read_genes, model.ids)
-    if model.projection is not None:
-        check_genes(model.projection.genes, names)
-    features = model_features(adata, model, layer, names=names, by_name=model.genes is not None)
-    out, read = TissueInput(features.values, features.record), features.expression
-    if model.genes is None or read is None:
-        return out
-    out.named = read, names, np.flatnonzero(np.isin(names, model.read_genes))
-    index = pd.Index(names).get_indexer(model.genes)
-    # a missing gene stays 0, which is average after centring by section
-    selection = sparse.csr_matrix(
-        (np.ones(int((index >= 0).sum()), np.float32), (index[index >= 0], np.flatnonzero(index >= 0))),
-        shape=(len(read.names), len(index)),
-    )
-    parts = list(log_chunks(read, lambda logged, rows: logged @ selection, model.target_sum))
-    out.genes = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
-    out.record = out.record or {"genes_found": float((index >= 0).mean()), **read.record}
-    return out
+    features.logged = log_normalize(read.matrix, read.scale, target_sum=model.target_sum)[:, index]
+    features.by_name = np.arange(len(read.names))
+    features.expression, features.record = read, read.record
+    return features

@@ -29,13 +29,17 @@ class BaseModel(ABC, Generic[P, N]):
 
     params_type: type[P]
     used_by: ClassVar[str]  # public call that applies the model
-    saved: ClassVar[tuple[str, ...]] = ("use_rep", "projection", "scaling")  # attributes that a model file holds
+    saved: ClassVar[tuple[str, ...]] = ("use_rep", "projection", "scaling", "ids")  # attributes that a model file holds
+    enough_genes: int | None = None  # of the required genes, that predict as well as all; None if all count
+    genes: list[str] | None = None  # read by observation beside the features
+    target_sum: float | None = None  # to which their counts are normalised
 
     def __init__(self, params: P | Mapping[str, Any] | None = None) -> None:
         self.params: P = resolve(params, self.params_type)
         self.history: list[dict[str, Any]] = []
         self.projection: GeneProjection | None = None
         self.use_rep: str | None = None
+        self.ids: dict[str, str] = {}  # second names of its genes, such as Ensembl identifiers
         self.scaling = FeatureScaling()
         self.net: N | None = None
 
@@ -43,6 +47,16 @@ class BaseModel(ABC, Generic[P, N]):
     def n_features(self) -> int:
         """Number of input features of an observation."""
         return len(self.scaling.centre)
+
+    @property
+    def read_genes(self) -> list[str]:
+        """Names of all genes that it reads."""
+        return self.required_genes
+
+    @property
+    def required_genes(self) -> list[str]:
+        """Genes of which a section must have some: those of the representation."""
+        return [] if self.projection is None else self.projection.genes
 
     @abstractmethod
     def _new_net(self) -> N:
@@ -68,7 +82,8 @@ class BaseModel(ABC, Generic[P, N]):
         return self.fitted_net().state_dict()
 
     def _state(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.saved}
+        state, read = {name: getattr(self, name) for name in self.saved}, set(self.read_genes)
+        return state | {"ids": {gene: second for gene, second in self.ids.items() if gene in read}}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -86,8 +101,9 @@ class BaseModel(ABC, Generic[P, N]):
         try:
             known = cls().params_dict()  # an older version may have had more
             self = cls({name: value for name, value in file.config["params"].items() if name in known})
+            config = {"ids": {}, **file.config}  # a student of an older version has none
             for name in cls.saved:
-                setattr(self, name, file.restored(file.config[name]))
+                setattr(self, name, file.restored(config[name]))
             self._read_net(file)
         except (KeyError, TypeError, ValueError, RuntimeError) as err:
             raise ValueError(

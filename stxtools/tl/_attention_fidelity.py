@@ -15,7 +15,7 @@ from stxtools import _keys
 from stxtools._api import public
 from stxtools._checks import check_choice, check_int, check_names, check_number, check_seed
 from stxtools._data.expression import without_genes
-from stxtools._data.features import tissue_input
+from stxtools._data.features import model_features
 from stxtools._data.regions import Regions
 from stxtools._progress import progress, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance
@@ -91,8 +91,8 @@ def attention_fidelity(
     fitted: TissueNet = model_of(model, "TissueNet")
     explained, weight = _task_and_weight(fitted, task, of)
 
-    read = tissue_input(*without_genes(adata, fitted.hidden_genes, layer), fitted)
-    sections = read.sections(regions)
+    features = model_features(*without_genes(adata, fitted.hidden_genes, layer), fitted)
+    sections = features.sections(regions)
     rng = np.random.default_rng(random_state)
     corrected = next((m for m in methods if m != "attention"), methods[0])
     rows: list[dict[str, Any]] = []
@@ -127,7 +127,7 @@ def attention_fidelity(
         "params": provenance(
             task=explained, methods=methods, shares=np.asarray(shares, dtype=float), max_regions=max_regions,
             layer=layer, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
-            corrected=corrected, of=of, network_weight=weight, **read.record,
+            corrected=corrected, of=of, network_weight=weight, **features.record,
         ),
     }  # fmt: skip
     return slots.write(adata, copy)

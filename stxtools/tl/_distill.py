@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._api import public
 from stxtools._checks import check_seed, check_writable
 from stxtools._data.expression import without_genes
-from stxtools._data.features import model_features, tissue_input
+from stxtools._data.features import model_features
 from stxtools._data.regions import Regions
 from stxtools._data.sections import make_sections
 from stxtools._progress import progress_bar
@@ -74,11 +74,11 @@ def distill(
 
     teacher: TissueNet = model_of(model, "TissueNet")
     regions = Regions(adata, regions_key, spatial_key, library_key)
-    read = tissue_input(*without_genes(adata, teacher.hidden_genes, layer), teacher)
+    read = model_features(*without_genes(adata, teacher.hidden_genes, layer), teacher)
     sections = read.sections(regions)
     student = TissueStudent(params)
     targets = student.soft_targets(teacher, sections, random_state=seed, accelerator=accelerator)
-    features = model_features(adata, student if student.projection is not None else teacher, layer)
+    features = model_features(adata, layer, student if student.projection is not None else teacher)
     student.fit(
         make_sections(features.values, regions.where), targets, random_state=seed, accelerator=accelerator,
         devices=devices, show_progress=show_progress,

@@ -15,7 +15,7 @@ from stxtools import _keys
 from stxtools._api import public
 from stxtools._checks import check_key, check_seed, check_writable, listing
 from stxtools._data.expression import log_values, without_genes
-from stxtools._data.features import model_features, tissue_input, tissue_training_input
+from stxtools._data.features import joint_training_features, model_features
 from stxtools._data.regions import Regions, graph_slots, predicted_class
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._progress import FEATURES, progress_bar, stage
@@ -25,7 +25,7 @@ from stxtools._validate import check_adata, check_key_added, genes_to_predict, l
 from stxtools._warn import warn
 
 if TYPE_CHECKING:
-    from stxtools.models import TissueNet, TissueNetParams, TissueStudent
+    from stxtools.models import Section, TissueNet, TissueNetParams, TissueStudent
 
 _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
 
@@ -99,29 +99,29 @@ def multitask(
     columns = _columns(
         biomarker_key, region_key, required=student is not None or (applied is None and expression is None)
     )
-    if applied is not None:
+    labels, learned_genes = {}, genes_to_predict(adata, expression, expression_key)
+    if applied is None:
+        labels = {task: label_classes(adata, column, _PARAMS[task]) for task, column in columns.items()}
+    else:
         known = applied.classes if student is None else student.tasks
         if missing := [_PARAMS[task] for task in columns if task not in known]:
             trained_for = ", ".join(known) or "no class"
             raise ValueError(f"The model was trained for {trained_for}; drop {' and '.join(missing)}.")
-    labels = {t: label_classes(adata, column, _PARAMS[t]) for t, column in columns.items()} if applied is None else {}
-    targets = genes_to_predict(adata, expression, expression_key)
     obs, obsm = [_keys.pred(c) for c in columns.values()], [_keys.proba(c) for c in columns.values()]
     if student is None:
-        obs, obsm = [*obs, _keys.ATTENTION], [*obsm, _keys.X_GNN, *([_keys.EXPRESSION_PRED] if targets else [])]
+        obs, obsm = [*obs, _keys.ATTENTION], [*obsm, _keys.X_GNN]
+        if learned_genes if applied is None else applied.expression:
+            obsm.append(_keys.EXPRESSION_PRED)
     check_free(adata, "tl.multitask", uns=[key], obs=obs, obsm=obsm)
     if student is not None:
-        where, features = Geometry(adata, spatial_key, library_key), model_features(adata, student, layer)
-        results = student.predict(make_sections(features.values, where), accelerator=accelerator)
-        slots = Slots("tl.multitask")
-        for task, column in columns.items():
-            proba = where.join([r[task] for r in results]).astype(np.float32)
-            _put_classes(slots, column, proba, student.tasks[task])
+        where, features = Geometry(adata, spatial_key, library_key), model_features(adata, layer, student)
+        slots = _student_slots(student, make_sections(features.values, where), columns, where, accelerator)
         slots.uns[key] = {"params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, layer=layer, **features.record,
             spatial_key=spatial_key, library_key=library_key, model="student", student=student.params_dict(),
         )}  # fmt: skip
         return slots.write(adata, copy)
+
     fitted = _new_model(params, ensemble) if applied is None else applied
     regions = Regions(adata, regions_key, spatial_key, library_key)
     for task, (codes, names) in labels.items():
@@ -130,19 +130,23 @@ def multitask(
                 f"Within the regions, `adata.obs[{columns[task]!r}]` labels {listing(names[i] for i in inside)} of its "
                 f"classes {listing(names)}; two at least are needed. Label observations that lie in a region."
             )
-    source = without_genes(adata, targets if applied is None else fitted.hidden_genes, layer)
-    learned, record = log_values(adata, targets, layer, expression_key) if targets else (None, {})
-    read = tissue_input(*source, fitted) if applied is not None else tissue_training_input(
-        *source, fitted, {task: codes for task, (codes, _) in labels.items()}, learned,
-        use_rep=use_rep, portable=save_model is not None, random_state=random_state,
-    )  # fmt: skip
-    sections = read.sections(regions)
     if applied is None:
+        targets, record = log_values(adata, learned_genes, layer, expression_key) if learned_genes else (None, {})
+        source = without_genes(adata, learned_genes, layer)
+        features = joint_training_features(
+            *source, fitted, use_rep=use_rep, recompute=targets is not None, portable=save_model is not None,
+            random_state=random_state,
+        )  # fmt: skip
+        features.record = record | features.record
+        sections = features.sections(regions, {task: codes for task, (codes, _) in labels.items()}, targets)
         fitted.fit(
-            sections, classes={task: names for task, (_, names) in labels.items()}, expression=targets,
+            sections, classes={task: names for task, (_, names) in labels.items()}, expression=learned_genes,
             inductive=save_model is not None, random_state=random_state, accelerator=accelerator, devices=devices,
             show_progress=show_progress,
         )  # fmt: skip
+    else:
+        features = model_features(*without_genes(adata, fitted.hidden_genes, layer), fitted)
+        sections = features.sections(regions)
     predictions = fitted.predict(sections, accelerator=accelerator)
     if save_model is not None:
         fitted.save(save_model)
@@ -163,8 +167,8 @@ def multitask(
     weights = pd.DataFrame([{"task": t, "library": name} | vars(p.weights[t]) for t in tasks for name, p in named])
     slots.uns[key] = {
         "params": provenance(
-            biomarker_key=biomarker_key, region_key=region_key, expression=targets or None,
-            expression_key=expression_key, use_rep=use_rep, layer=layer, **record | read.record,
+            biomarker_key=biomarker_key, region_key=region_key, expression=learned_genes or None,
+            expression_key=expression_key, use_rep=use_rep, layer=layer, **features.record,
             library_key=library_key, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
             model="given" if applied is not None else "trained", tissuenet=fitted.params_dict(),
         ),
@@ -198,6 +202,17 @@ def _columns(biomarker_key: str | None, region_key: str | None, *, required: boo
     if columns and biomarker_key == region_key:
         raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; name two different columns.")
     return columns
+
+
+def _student_slots(
+    student: TissueStudent, sections: list[Section], columns: dict[str, str], where: Geometry, accelerator: str
+) -> Slots:
+    """Return the class probabilities that a student predicts."""
+    slots, results = Slots("tl.multitask"), student.predict(sections, accelerator=accelerator)
+    for task, column in columns.items():
+        proba = where.join([r[task] for r in results]).astype(np.float32)
+        _put_classes(slots, column, proba, student.tasks[task])
+    return slots
 
 
 def _put_classes(slots: Slots, column: str, proba: Floats32, names: list[str]) -> None:

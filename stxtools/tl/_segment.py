@@ -17,7 +17,7 @@ from stxtools import _keys
 from stxtools._api import public
 from stxtools._checks import check_bool, check_int, check_number, check_seed, check_writable, listing
 from stxtools._colors import colors_for, colors_slot, stored_colors
-from stxtools._data.features import GeneNames, check_genes, model_features, training_features
+from stxtools._data.features import model_features, training_features
 from stxtools._data.sections import N_IMAGE_FEATURES, Geometry, image_frame, make_sections, with_image_features
 from stxtools._lazy import importing
 from stxtools._progress import FEATURES, progress_bar, stage
@@ -116,46 +116,41 @@ def segment(
         obsm=[_keys.proba(key), unet_key], uns=[key],
     )  # fmt: skip
 
-    where, known = Geometry(adata, spatial_key, library_key), GeneNames(adata)
+    where = Geometry(adata, spatial_key, library_key)
     if model is None and pretrained is None:
-        read = training_features(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
+        features = training_features(adata, use_rep, layer, portable=save_model is not None, random_state=random_state)
         stage("loading PyTorch")
         from stxtools.models import Segmenter
 
-        fitted, names = Segmenter(params), None
-        fitted.use_rep, fitted.projection, fitted.image_key = read.name, read.projection, image_key
+        fitted = Segmenter(params)
+        fitted.use_rep, fitted.projection, fitted.image_key = features.rep, features.projection, image_key
     else:
         fitted = _given_segmenter(model, pretrained, params, image_key)
-        names, n_others = None, 0 if fitted.image_key is None else N_IMAGE_FEATURES
-        if fitted.gene_classifier is not None:  # which reads genes by name
-            names = known.matched(fitted.read_genes, fitted.ids)
-            check_genes(fitted.gene_classifier.moments.genes, names, enough=fitted.gene_classifier.max_genes)
-        read = model_features(adata, fitted, layer, n_others=n_others, names=names, by_name=names is not None)
-    sections = make_sections(with_image_features(read.values, where, fitted.image_key), where)
+        if model is not None and labels is not None and fitted.gene_classifier is None:
+            raise ValueError(
+                "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
+                "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."
+            )
+        n_image_features = 0 if fitted.image_key is None else N_IMAGE_FEATURES
+        features = model_features(adata, layer, fitted, n_image_features=n_image_features)
+    sections = make_sections(with_image_features(features.values, where, fitted.image_key), where)
 
     genes: Any = None
     if model is None:
         if labels is None and use_rep is None:
-            genes = partial(read.genes_in_memory, where, known.names)  # read only if there are several batches
+            genes = partial(features.genes_in_memory, where)  # read only if there are several batches
         elif labels is not None and save_model is not None and fitted.image_key is None:
-            genes = read.genes(where, known.names)  # from which a model without an image classifies other sections
+            genes = features.genes(where)  # from which a model without an image classifies other sections
         fitted.fit(
             sections, n_segments=n_segments, labels=None if labels is None else where.split(labels.codes),
             classes=None if labels is None else labels.names, class_shares=shares, expression=genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
-        if fitted.gene_classifier is not None:
-            genes_read = set(fitted.read_genes)
-            fitted.ids = {gene: other for gene, other in known.aliases().items() if gene in genes_read}
+        fitted.ids = features.aliases
         results = fitted.predict(sections, accelerator=accelerator)
     else:
-        if fitted.gene_classifier is not None and names is not None:
-            genes = read.genes(where, names, fitted.gene_classifier.moments.match(names)[1])
-        elif labels is not None:
-            raise ValueError(
-                "`labels_key=` corrects a model that learned from labels and genes; this one did not. Drop one of "
-                "`labels_key=` and `model=`, or train a model with `segment(adata, labels_key=..., save_model=...)`."
-            )
+        if fitted.gene_classifier is not None:
+            genes = features.genes(where, fitted.gene_classifier.moments.match(features.names)[1])
         codes = None if labels is None else where.split(_label_codes(labels, labels_key, fitted.classes))
         results = fitted.predict(sections, expression=genes, adapt=adapt, labels=codes, accelerator=accelerator)
     if save_model is not None:
@@ -176,7 +171,7 @@ def segment(
         adapt=adapt, pretrained=pretrained is not None,
         pretrained_path=os.fspath(pretrained) if isinstance(pretrained, (str, os.PathLike)) else None,
         representation=fitted.use_rep, temperature=fitted.temperature,
-        spatial_key=spatial_key, library_key=library_key, random_state=random_state, **read.record,
+        spatial_key=spatial_key, library_key=library_key, random_state=random_state, **features.record,
         model="given" if model is not None else "trained", segmenter=fitted.params_dict(),
     )  # fmt: skip
     return slots.write(adata, copy)

@@ -71,7 +71,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
     params_type = SegmenterParams
     used_by = "st.tl.segment(adata, model=...)"
-    saved = (*BaseModel.saved, "classes", "temperature", "image_key", "ids")
+    saved = (*BaseModel.saved, "classes", "temperature", "image_key")
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         super().__init__(params)
@@ -83,13 +83,21 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         self.temperature = 1.0
         self.start: UNet | None = None  # pretrained, from which training starts
         self.gene_classifier: GeneClassifier | None = None  # predicts other sections
-        self.ids: dict[str, str] = {}  # second names of its genes
+
+    @property
+    def required_genes(self) -> list[str]:
+        """Genes of the linear members, if it has any, else of the components."""
+        return super().required_genes if self.gene_classifier is None else self.gene_classifier.moments.genes
+
+    @property
+    def enough_genes(self) -> int | None:  # type: ignore[override]
+        """Number of genes that the linear members read."""
+        return None if self.gene_classifier is None else self.gene_classifier.max_genes
 
     @property
     def read_genes(self) -> list[str]:
         """Genes of the linear members and of the components."""
-        members = [] if self.gene_classifier is None else self.gene_classifier.moments.genes
-        return list(dict.fromkeys([*members, *(self.projection.genes if self.projection is not None else [])]))
+        return list(dict.fromkeys([*self.required_genes, *super().required_genes]))
 
     # ---------------------------------------------------------------- training
 
@@ -335,7 +343,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     def starting_point(self) -> Segmenter:
         """Return an untrained Segmenter with this one's input and parameters; its training starts from this U-Net."""
         out = Segmenter(self.params)
-        out.projection, out.use_rep, out.image_key = self.projection, self.use_rep, self.image_key
+        out.projection, out.use_rep, out.ids, out.image_key = self.projection, self.use_rep, self.ids, self.image_key
         out.scaling = self.scaling
         pretrained_only = self.net is None and self.start is not None
         out.start = self.start if pretrained_only else self.fitted_net().unet

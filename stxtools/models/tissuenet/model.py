@@ -68,24 +68,26 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     params_type = TissueNetParams
     used_by = "st.tl.multitask(adata, model=...)"
     saved = (
-        *BaseModel.saved, "classes", "expression", "genes", "target_sum", "ids", "task_weights", "ensembles",
+        *BaseModel.saved, "classes", "expression", "genes", "target_sum", "task_weights", "ensembles",
     )  # fmt: skip
 
     def __init__(self, params: TissueNetParams | Mapping[str, Any] | None = None) -> None:
         super().__init__(params)
         self.classes: dict[str, list[str]] = {}
         self.expression: list[str] = []
-        self.genes: list[str] | None = None
-        self.target_sum: float | None = None
-        self.ids: dict[str, str] = {}  # second names of its genes
         self.featurizer = Featurizer(self.params)
         self.ensembles: dict[str, Ensemble] = {}
         self.convergence: dict[str, Any] = {}
         self.task_weights: dict[str, float] = {}
 
     @property
+    def required_genes(self) -> list[str]:
+        """Genes of the components, else those that the network reads beside a stored representation."""
+        return super().required_genes or self.genes or []
+
+    @property
     def read_genes(self) -> list[str]:
-        """Names of all genes that are read."""
+        """Genes of the gene classifiers, of the network and of the components."""
         lists = [e.elsewhere.genes.moments.genes for e in self.ensembles.values() if e.elsewhere.genes is not None]
         lists += [self.genes or [], self.projection.genes if self.projection is not None else []]
         return list(dict.fromkeys(gene for genes in lists for gene in genes))
@@ -269,10 +271,10 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         return self.ensembles.get(task, _NETWORK_ALONE).stack(s.labels.get(task), coverage)
 
     def _state(self) -> dict[str, Any]:
-        state, read = super()._state(), set(self.read_genes)
+        state = super()._state()
         state["featurizer"] = {"scaling": self.featurizer.scales, "smoothed": self.featurizer.smoothed}
         state["ensembles"] = {task: Ensemble(ensemble.elsewhere) for task, ensemble in self.ensembles.items()}
-        return state | {"ids": {gene: second for gene, second in self.ids.items() if gene in read}}
+        return state
 
     def _read_net(self, file: ModelFile) -> None:
         parts = file.restored(file.config["featurizer"])

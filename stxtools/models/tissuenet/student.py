@@ -85,7 +85,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
         predictions = teacher.predict(sections, accelerator=accelerator)
         proba = [np.concatenate([p.observations[task] for task in teacher.classes], axis=1) for p in predictions]
         self.tasks = {task: list(names) for task, names in teacher.classes.items()}
-        self.projection, self.use_rep = teacher.projection, teacher.use_rep
+        self.projection, self.use_rep, self.ids = teacher.projection, teacher.use_rep, teacher.ids
         smoothed, genes = teacher.featurizer.smoothed, teacher.genes
         if self.projection is not None and smoothed is not None and genes is not None:
             rng = np.random.default_rng(random_state)

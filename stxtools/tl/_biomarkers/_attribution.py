@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from stxtools._checks import listing
 from stxtools._data.expression import Expression, log_chunks, without_genes
-from stxtools._data.features import GeneNames, check_genes, model_features, tissue_input
+from stxtools._data.features import gene_names, model_features
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._types import Bools, Floats, Ints
 from stxtools.stats._design import Design
@@ -104,7 +104,7 @@ class ModelExplainer:
     ) -> None:
         self._model, self._layer, self._n_vars = model, layer, adata.n_vars
         self._adata, self._genes = adata, np.arange(adata.n_vars)  # without those that the model may not read
-        self._names: Sequence[str] = list(adata.var_names)  # theirs, as the model knows them
+        self._names: Sequence[str]  # theirs, as the model knows them
         self._explained = np.ones(adata.n_obs, dtype=bool)  # observations for which the model has a prediction
         self.attributions: list[Any]
         if task is None or regions is None:
@@ -120,26 +120,25 @@ class ModelExplainer:
 
         adata, model = self._adata, self._model
         if model.gene_classifier is None:
-            sections = make_sections(model_features(adata, model, self._layer).values, where)
-            return [SegmenterAttribution(model, section) for section in sections]
-        moments = model.gene_classifier.moments
-        self._names = GeneNames(adata).matched(model.read_genes, model.ids)
-        check_genes(moments.genes, self._names, enough=model.gene_classifier.max_genes)
+            features = model_features(adata, self._layer, model)
+            self._names = features.names
+            return [SegmenterAttribution(model, section) for section in make_sections(features.values, where)]
+        self._names, _ = gene_names(adata, model)
         read = Expression(adata, self._layer, in_memory=False)
-        genes = read.by_section(where, self._names, moments.match(self._names)[1])
+        genes = read.by_section(where, self._names, model.gene_classifier.moments.match(self._names)[1])
         return [RidgeAttribution(model.gene_classifier, section) for section in genes]
 
     def _of_tissuenet(self, task: str, regions: Regions) -> list[Any]:
         from stxtools.models.explain.integrated_gradients import RidgeAttribution
 
         adata, model = self._adata, self._model
-        read = tissue_input(*without_genes(adata, model.hidden_genes, self._layer), model)
+        features = model_features(*without_genes(adata, model.hidden_genes, self._layer), model)
         if model.expression:  # genes to predict were not read
             self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))
             self._adata = adata[:, self._genes]
-        self._names = list(self._adata.var_names) if read.named is None else read.named[1]
-        classifier = model.ensembles[task].elsewhere.genes
-        return [RidgeAttribution(classifier, section.by_name) for section in read.sections(regions)]
+        self._names, classifier = features.names, model.ensembles[task].elsewhere.genes
+        sections = features.sections(regions)
+        return [RidgeAttribution(classifier, s.by_name) for s in sections if s.by_name is not None]
 
     def explain(self, group: str, reference: str, inside: Bools, outside: Bools) -> Floats:
         """Return the attribution of every gene for a group against its reference."""
@@ -156,21 +155,23 @@ class ModelExplainer:
                     gradient[rows] = features
         if gradient.any():
             read = Expression(self._adata, self._layer, in_memory=False)
-            by_gene += _project_to_genes(read, self._model.projection, gradient, self.parts)
+            by_gene += _project_to_genes(read, self._names, self._model.projection, gradient, self.parts)
         out = np.zeros(self._n_vars)
         out[self._genes] = by_gene
         return out
 
 
-def _project_to_genes(read: Expression, projection: GeneProjection, gradient: Floats, parts: Sequence[Ints]) -> Floats:
+def _project_to_genes(
+    read: Expression, names: Sequence[str], projection: GeneProjection, gradient: Floats, parts: Sequence[Ints]
+) -> Floats:
     """Attribution of genes through the features: deviation from the section's mean times gradient."""
     centred = np.array(gradient)
     for rows in parts:  # (y - mean)' g = y' (g - mean of g)
         centred[rows] -= gradient[rows].mean(axis=0)
-    at, loadings = projection.loadings(list(read.names))
-    total = np.zeros((len(read.names), gradient.shape[1]))
+    at, loadings = projection.loadings(names)
+    total = np.zeros((len(names), gradient.shape[1]))
     for part in log_chunks(read, lambda logged, rows: np.asarray(logged.T @ centred[rows]), projection.target_sum):
         total += part
-    out = np.zeros(len(read.names))
+    out = np.zeros(len(names))
     out[at] = (total[at] * loadings).sum(axis=1)
     return out
