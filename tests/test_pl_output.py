@@ -425,6 +425,27 @@ def test_scale_bar_is_drawn_where_the_unit_is_known(make_section: Callable[..., 
         st.pl.segment(adata, "band", scale_bar=True)
 
 
+@pytest.mark.parametrize("figsize", [(2, 2), (9, 3), None])
+def test_scale_bar_lies_below_the_tissue(
+    make_section: Callable[..., ad.AnnData], figsize: tuple[int, int] | None
+) -> None:
+    ax = st.pl.segment(make_section(rows=60, cols=60), "band", scale_bar=10.0, figsize=figsize)
+    ax.figure.canvas.draw()
+    spots = ax.collections[0]
+    lowest = spots.get_offsets()[:, 1].max() + spots.get_widths()[0] / 2
+    room = ax.transData.transform((0, lowest))[1] - ax.get_window_extent().y0  # pixels
+    assert room > 0.14 * ax.figure.dpi, "room for a line of small text"
+
+
+def test_axes_of_means_say_how_many_seeds_and_fit_the_figure(drawn: ad.AnnData) -> None:
+    for ax in (st.pl.evaluation(drawn, "auroc"), st.pl.robustness(drawn, "auroc")):
+        ax.figure.canvas.draw()
+        assert ax.get_ylabel().endswith("mean ± SD, 3 seeds")
+        box = ax.yaxis.label.get_window_extent()
+        assert box.y0 >= 0
+        assert box.y1 <= ax.figure.bbox.y1
+
+
 def test_scale_bar_of_real_sections_follows_the_lattice(real_section: Callable[[str], ad.AnnData]) -> None:
     adata = real_section("dlpfc_151673")
     assert 1000 / _microns_per_unit(st.pl.segment(adata, "layer")) == pytest.approx(1375, rel=0.02)  # ten spots

@@ -249,6 +249,23 @@ def test_region_graph_draws_contact_as_width_and_size_as_area(adata: ad.AnnData)
     assert {"segment", "observations", "contact length"} <= set(_legend_texts(ax))
 
 
+def test_nodes_of_many_regions_do_not_cover_the_tissue_and_differ_by_size() -> None:
+    x, y = np.meshgrid(np.arange(60.0), np.arange(60.0))
+    adata = ad.AnnData(np.ones((x.size, 2), dtype=np.float32), obsm={"spatial": np.c_[x.ravel(), y.ravel()]})
+    adata.obs["layer"] = pd.Categorical((x.ravel() // 20).astype(int).astype(str))
+    st.tl.region_graph(adata, "layer", max_size=4)
+    ax = st.pl.region_graph(adata)
+    ax.figure.canvas.draw()
+    nodes = next(c for c in ax.collections if c.get_label() == "regions")
+    assert len(nodes.get_offsets()) > 700
+    panel = np.prod(ax.get_window_extent().size / ax.figure.dpi * 72)
+    diameter = np.sqrt(np.broadcast_to(nodes.get_sizes(), len(nodes.get_offsets()))) + nodes.get_linewidths()[0]
+    assert (np.pi / 4 * diameter**2).sum() < 0.25 * panel
+    texts, handles = _legend_texts(ax), ax.figure.legends[0].legend_handles
+    sizes = [h.get_markersize() for h in handles[texts.index("observations") + 1 : texts.index("contact length")]]
+    assert len(set(sizes)) == len(sizes) >= 2, "sizes in the legend differ"
+
+
 @pytest.mark.parametrize("n_classes", [3, 4, 7])
 def test_a_heading_stands_over_its_entries(n_classes: int) -> None:
     x, y = np.meshgrid(np.arange(24.0), np.arange(6.0))  # wide: the legend has columns

@@ -324,6 +324,21 @@ def test_get_track_filters_and_pl_track_draws_the_links(tracked: ad.AnnData) -> 
         st.pl.track(tracked, key="other")
 
 
+def test_a_trend_is_drawn_where_it_was_seen_on_the_scale_of_its_fit() -> None:
+    adata = _bands([0.0, 1.0, 4.0], fold=4.0)
+    _trends(adata)
+    values = adata.uns["trends_values"]
+    early = np.asarray(adata.uns["trends_params"]["times"]) == 0
+    values.iloc[:, np.flatnonzero(early)] = np.nan
+    ax = st.pl.trends(adata, "expression", compartment="a", feature="g0")
+    ax.figure.canvas.draw()
+    x, y = ax.lines[0].get_data()
+    assert (x.min(), x.max()) == (1, 4), "no line before the first value"
+    assert np.ptp(np.diff(np.log(y))) < 1e-9
+    assert ax.get_yscale() == "log"
+    assert ax.get_xlim()[0] < 0, "all panels show all times"
+
+
 def test_get_trends_filters_and_pl_trends_draws_the_lines() -> None:
     adata = _bands([0.0, 1.0, 4.0], fold=4.0)
     _trends(adata)

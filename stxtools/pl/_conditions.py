@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
+from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
 
 from stxtools import _keys, get
 from stxtools._checks import check_choice, check_int
@@ -95,7 +96,8 @@ def trends(
 ) -> Axes | list[Axes] | None:  # fmt: skip
     """Plot the trends of :func:`stxtools.tl.trends` over time, as lines with 95 % intervals or as a heat map.
 
-    Dots are subjects; coloured lines are significant at ``fdr``. The values with the smallest p-values are shown or,
+    Dots are subjects; coloured lines are significant at ``fdr``. The vertical axis is logarithmic, as the fit is: a
+    share of 0 is drawn at the smallest share that could be seen. The values with the smallest p-values are shown or,
     without p-values, those with the largest slopes.
 
     Parameters
@@ -127,7 +129,8 @@ def trends(
         mean = mean.sub(mean.mean(axis=1), axis=0).set_axis([f"{t:g}" for t in mean], axis=1)
         names = np.array(_row_names(table, "feature"), dtype=object) + np.where(table["pvals_adj"] <= fdr, " *", "")
         mean = mean.set_axis(names).iloc[np.argsort(table["slope"].to_numpy())[::-1]]
-        axes = _base.heatmap(mean, f"* passes an FDR of {fdr:g}", title, xlabel=time_key, cell=(0.5, 0.22), ax=ax,
+        star = f"* FDR ≤ {fdr:g}" if (table["pvals_adj"] <= fdr).any() else ""
+        axes = _base.heatmap(mean, star, title, xlabel=time_key, cell=(0.5, 0.22), ax=ax,
                              label="$\\log_2$ deviation from the mean", legend=legend, cmap=cmap)  # fmt: skip
     else:
         choose = "`feature` and `compartment`"
@@ -135,6 +138,9 @@ def trends(
         colors = _direction_colors(table, "slope", fdr)
         for axis, color, (_, row), value in zip(axes, colors, table.iterrows(), values, strict=True):
             _draw_trend(axis, times, value, row, color)
+            axis.set_xlim(times.min() - 0.05 * np.ptp(times), times.max() + 0.05 * np.ptp(times))
+            if len(np.unique(times)) <= 6:
+                axis.set_xticks(np.unique(times))
             subplot: Any = axis.get_subplotspec()
             first = ax is not None or subplot.is_first_col()
             _base.label_axes(axis, time_key, _UNITS[str(row["kind"])] if first else "")
@@ -146,15 +152,18 @@ def trends(
 def _draw_trend(ax: Axes, times: Array, value: Array, row: pd.Series, color: str) -> None:
     """Draw the line of one trend with its interval, and the values of the subjects."""
     known = np.isfinite(value)
-    x, centre, middle = np.linspace(times.min(), times.max(), 50), times[known].mean(), value[known].mean()
+    times, value = times[known], value[known]  # the line ends where the values do
+    x, centre, middle = np.linspace(times.min(), times.max(), 50), times.mean(), value.mean()
     slope, low, high = (middle + row[c] * (x - centre) for c in ("slope", "ci_low", "ci_high"))
     ax.fill_between(x, 2 ** np.fmin(low, high), 2 ** np.fmax(low, high), color=color, alpha=0.15, linewidth=0)
     ax.plot(x, 2**slope, color=color, linewidth=1.8)
     face = ax.get_facecolor() if color == NEITHER else color
-    ax.scatter(times[known], 2 ** value[known], s=22, color=[face], edgecolors=[color], linewidths=1, zorder=3)
-    ax.set_ylim(0, 1.35 * (2 ** value[known]).max())
-    if len(np.unique(times)) <= 6:
-        ax.set_xticks(np.unique(times))
+    ax.scatter(times, 2**value, s=22, color=[face], edgecolors=[color], linewidths=1, zorder=3)
+    ax.set_yscale("log")  # as the fit is
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(EngFormatter(sep="") if (value > 0).all() else StrMethodFormatter("{x:g}"))
+    ax.minorticks_off()
+    ax.set_ylim(2 ** (value.min() - 0.5), 2 ** (value.max() + 0.5))
 
 
 def _order(table: pd.DataFrame, effect: str) -> Ints:
@@ -226,13 +235,15 @@ def track(
         kept = adata.obs[[f"{key}_previous", f"{key}_next"]].to_numpy(dtype=float)
         face = rgba(category_codes(adata, key)[0], colors)
         face[:, 3] = np.fmax(np.where(np.isnan(kept).all(axis=1), 1.0, np.fmin(*kept.T)), _MIN_ALPHA)
-        axes = section_axes(adata, panels, ax=ax, title=title, img=False, scale_bar=scale_bar)
+        axes = section_axes(adata, panels, ax=ax, title=title, img=False, scale_bar=scale_bar, figsize=figsize)
         for axis, panel in zip(axes, panels, strict=True):
             draw_spots(axis, panel, face, key)
             if title is None:
                 axis.set_title(f"{panel.library}, {params['time_key']} {time[panel.rows[0]]:g}", fontsize="medium")
     if legend:
         handles = _legend.class_handles(list(colors), colors, missing=False)
+        if kind == "tissue":
+            handles.append(_legend.heading_handle("pale: no counterpart"))
         _legend.add_legend(axes, handles, ax=ax, title="lineage")
     return _base.save_or_show("track", axes, figsize, ax=ax, show=show, save=save, colors=[(adata, key, colors)])
 

@@ -29,7 +29,9 @@ _METHOD_COLORS = {"attention": "#0072B2", "attention_gradient": "#D55E00", "occl
 _CALLS = {_keys.SEGMENT: "st.tl.segment(adata)", _keys.EMBED: "st.tl.embed(adata)",
           _keys.MULTITASK: "st.tl.multitask(adata, ...)"}  # fmt: skip
 _PARAMS = {"alpha": "α (biomarker)", "beta": "β (classification)"}
-_STAGES = {"pretrain_masked": "masked pretraining", "pretrain_contrastive": "contrastive pretraining"}
+_STAGES = {"pretrain_masked": "masked pretraining", "pretrain_contrastive": "contrastive pretraining",
+           "segment": "segmentation", "embed": "embedding", "multitask": "prediction",
+           "distill": "distillation"}  # fmt: skip
 
 
 @_base.plot
@@ -119,7 +121,7 @@ def sensitivity(
     """Plot the AUROC of :func:`stxtools.tl.tune` over two parameters as a heat map, by default alpha and beta.
 
     Values are means over targets and folds, the objective of the trials, with the standard deviation over folds below.
-    The best cell is framed.
+    The best cell is framed; cells without a completed trial are grey.
 
     Parameters
     ----------
@@ -127,8 +129,6 @@ def sensitivity(
         Parameters on the axes. Of several trials in a cell, the best is shown.
     cmap
         Colour map of the cells; by default ``"viridis"``.
-    legend
-        Whether to draw a colour bar; never in a given ``ax``.
 
     Examples
     --------
@@ -148,20 +148,21 @@ def sensitivity(
     completed = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()]
     if completed.empty:
         raise ValueError(f"No trial in `adata.uns[{key!r}]['trials']` was completed; run `st.tl.tune` again.")
-    metric = LABELS["auroc"]
     best = completed.loc[completed.groupby([x, y])["value"].idxmax()]
     value, sd = (best.reindex(columns=[y, x, c]).pivot(index=y, columns=x, values=c).sort_index(ascending=False)
                  for c in ("value", "value_sd"))  # fmt: skip
     numbers = value.map(lambda v: f"{v:.3f}" if v == v else "") + sd.map(lambda v: f"\n± {v:.3f}" if v == v else "")
-    width, height = 0.75 * value.shape[1] + 2.2, max(0.6 * value.shape[0] + 1.4, 2.8)
-    (axis,) = axes = _base.panels(["" if ax is None else metric], title, ax, "table", width, height)
-    colors = "viridis" if cmap is None else _legend.color_map(cmap)
-    sns.heatmap(value, annot=numbers, fmt="", cmap=colors, ax=axis, linewidths=1, annot_kws={"size": "small"},
-                cbar=legend and ax is None, cbar_kws={"label": metric})  # fmt: skip
+    width, height = max(0.75 * value.shape[1] + 1.0, 3.0), 0.6 * value.shape[0] + 1.0
+    (axis,) = axes = _base.panels([""], title, ax, "table", width, height, bottom=0.8 * legend)
+    bar = _legend.mappable(best["value"].min(), best["value"].max(), _legend.color_map(cmap or "viridis"))
+    sns.heatmap(value, annot=numbers, fmt="", vmin=bar.norm.vmin, vmax=bar.norm.vmax, cmap=bar.cmap, cbar=False,
+                ax=axis, linewidths=1, annot_kws={"size": "small"})  # fmt: skip
     row, column = divmod(int(np.nanargmax(value.to_numpy())), value.shape[1])
     axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
     _base.label_axes(axis, _PARAMS.get(x, x), _PARAMS.get(y, y))
     axis.tick_params(axis="y", rotation=0)
+    if legend:
+        _legend.add_legend(axes, [], ax=ax, bars=[(bar, f"{LABELS['auroc']}\nmean ± SD over folds")])
     return _base.save_or_show("sensitivity", axes, figsize, ax=ax, show=show, save=save)
 
 
@@ -204,7 +205,7 @@ def evaluation(
         axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.margins(y=0.12)
-        _base.label_axes(axis, ylabel=f"{LABELS[metric]}, mean ± SD")
+        _base.label_axes(axis, ylabel=_mean_label(metric, table) if axis is axes[0] else "")
     if legend and len(schemes) > 1:
         handles = [_legend.point_handle(scheme, colors[scheme]) for scheme in schemes]
         _legend.add_legend(axes, handles, ax=ax, title="split")
@@ -233,10 +234,10 @@ def robustness(
                          "noise=[0, 0.05, 0.1, 0.2])` first.")  # fmt: skip
     targets = pd.unique(table["target"].astype(str))
     axes = _base.panels(targets, title, ax, "target", 4.2, 3.4)
-    style = "scheme" if table["scheme"].nunique() > 1 else None
+    style = "split" if table["scheme"].nunique() > 1 else None
     palette = "colorblind" if table["model"].nunique() <= 10 else "husl"
     for axis, name in zip(axes, targets, strict=True):
-        part = table[table["target"] == name].assign(percent=lambda t: 100 * t["noise"])
+        part = table[table["target"] == name].assign(percent=lambda t: 100 * t["noise"], split=table["scheme"])
         sns.lineplot(
             part, x="percent", y="value", hue="model", style=style, palette=palette, errorbar="sd", err_style="bars",
             marker="o", markersize=5, err_kws={"capsize": 2, "elinewidth": 1}, ax=axis,
@@ -244,9 +245,12 @@ def robustness(
         axis.set_xticks([100 * level for level in levels])
         handles = axis.get_legend_handles_labels()[0]
         axis.legend().remove()
-        _base.label_axes(axis, "noise (% of a gene's standard deviation)", LABELS[metric])
+        label = _mean_label(metric, table) if axis is axes[0] else ""
+        _base.label_axes(axis, "noise (% of a gene's standard deviation)", label)
     if legend:
-        _legend.add_legend(axes, handles, ax=ax)
+        named = {"model", "split"} if style else set()  # headings of seaborn
+        handles = [_legend.heading_handle(h.get_label()) if h.get_label() in named else h for h in handles]
+        _legend.add_legend(axes, handles, ax=ax, title=None if style else "model")
     return _base.save_or_show("robustness", axes, figsize, ax=ax, show=show, save=save)
 
 
@@ -292,12 +296,21 @@ def attention_fidelity(
             if len(mean):
                 axis.plot(100 * mean.index, mean, color=color, ls="--" if method == "random" else "-", marker="o", ms=4,
                           label=method.replace("_", " x "))  # fmt: skip
+        if axis is not axes[0]:
+            axis.sharey(axes[0])
         _base.label_axes(axis, f"first {name} (%)", "change of the probabilities" if axis is axes[0] else "")
         axis.set_ylim(bottom=0)
         axis.locator_params(axis="x", nbins=4)
     if legend:
         _legend.add_legend(axes, axes[0].get_legend_handles_labels()[0], ax=ax, title="order")
     return _base.save_or_show("attention_fidelity", axes, figsize, ax=ax, show=show, save=save)
+
+
+def _mean_label(metric: str, table: pd.DataFrame) -> str:
+    """Return the label of an axis of means over seeds."""
+    seeds = table.groupby(["target", "model", "scheme", "noise"])["seed"].nunique()
+    n = "–".join(dict.fromkeys([f"{seeds.min()}", f"{seeds.max()}"]))
+    return f"{LABELS[metric]}\nmean ± SD, {n} seed{'s' if n != '1' else ''}"
 
 
 def stage_name(stage: str) -> str:

@@ -121,7 +121,6 @@ def add_legend(
         drawn = figure.colorbar(bar, ax=list(axes), location="bottom", aspect=30, fraction=0.05,
                                 shrink=min(0.7, 3.5 / wide), pad=0.02 + 0.1 / tall)  # fmt: skip
         _label_colorbar(drawn, label)
-        drawn.ax.locator_params(nbins=5 if wide > 4 else 3)  # inches
 
 
 def _with_breaks(handles: Sequence[Any], ncols: int) -> list[Any]:
@@ -168,6 +167,7 @@ def _new_legend(
 def _label_colorbar(bar: Any, label: str, size: float | str = "small") -> None:
     bar.set_label(label, fontsize=size)
     bar.ax.tick_params(labelsize=size)
+    bar.ax.locator_params(nbins=3)
     bar.outline.set_visible(False)
 
 
@@ -188,17 +188,20 @@ def _add_within(ax: Axes, handles: Sequence[Any], title: str | None, bars: Seque
         if handles:
             warn("The legend does not fit into `ax` and is not drawn; pass a larger `ax`, or `legend=False`.")
     for bar, label in bars:
-        strip = divider.append_axes("bottom", 0.45, pad=below + 0.1)  # inches
+        room = 0.45 + 0.13 * label.count("\n")  # inches
+        strip = divider.append_axes("bottom", room, pad=below + 0.1)
         strip.set_axis_off()
-        drawn = ax.figure.colorbar(bar, cax=strip.inset_axes((0.1, 0.8, 0.8, 0.2)), orientation="horizontal")
+        cax = strip.inset_axes((0.1, 1 - 0.09 / room, 0.8, 0.09 / room))
+        drawn = ax.figure.colorbar(bar, cax=cax, orientation="horizontal")
         _label_colorbar(drawn, label, 7.0)
-        drawn.ax.locator_params(nbins=4)
         below = 0.0
 
 
-def axes_size(ax: Any) -> Floats:
-    """Return the width and height of an Axes in inches."""
-    return np.asarray(ax.bbox.size / ax.figure.dpi)
+def axes_size(ax: Any, *, shared: bool = False) -> Floats:
+    """Return the width and height of an Axes in inches, less what its legend takes or, if ``shared``, may take."""
+    if (locate := ax.get_axes_locator()) is not None:
+        ax.apply_aspect(locate(ax, None))
+    return np.asarray(ax.bbox.size / ax.figure.dpi) * (0.6 if shared else 1.0)
 
 
 def text_width(labels: Sequence[str]) -> float:

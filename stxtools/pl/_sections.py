@@ -22,7 +22,7 @@ from stxtools._checks import check_names, listing
 from stxtools._types import Floats, Ints
 from stxtools._validate import array_positions, coordinates, libraries, spatial_entry, stored_library_key
 
-from . import _base
+from . import _base, _legend
 
 _MICRONS = frozenset({"micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres", "um", "µm", "μm"})
 _IMAGE_SIDE = 2000  # pixels; to draw the 6000 of Visium HD takes 2 GB, and a figure does not show them
@@ -151,7 +151,7 @@ def _recorded_unit(adata: AnnData, panel: Panel) -> float | None:
 
 def section_axes(
     adata: AnnData, panels: Sequence[Panel], *, ax: Axes | None, title: str | None, img: bool | str | None,
-    scale_bar: float | bool | None, bottom: float = 0.0,
+    scale_bar: float | bool | None, bottom: float = 0.0, figsize: tuple[float, float] | None = None,
 ) -> list[Axes]:  # fmt: skip
     """Return one Axes per section with its image and scale bar: of a new figure that fits the tissue, or ``ax``."""
     units = microns_per_unit(adata, panels, scale_bar)
@@ -160,14 +160,16 @@ def section_axes(
     side = _PANEL_INCHES * (0.75 if len(panels) > 1 else 1.0)
     width, height = max(side / max(1.0, ratio), 1.5), max(side * min(1.0, ratio), 1.5) + 0.3 * (len(panels) > 1)
     names = [panel.library for panel in panels] if len(panels) > 1 else [""]
-    axes = _base.panels(names, title, ax, "library", width, height, bottom=bottom)
+    axes = _base.panels(names, title, ax, "library", width, height, bottom=bottom, figsize=figsize)
     for axis, panel, (left, right, top, end), unit in zip(axes, panels, limits, units, strict=True):
         _draw_image(axis, adata, panel, img)
         # image convention (y down), equal aspect, no ticks: coordinates of a section mean nothing to a reader
         axis.set(xlim=(left, right), ylim=(end, top), aspect="equal", xticks=[], yticks=[], xlabel="", ylabel="")
         axis.spines[:].set_visible(False)
         if unit:
-            axis.set_ylim(end + 0.07 * (end - top), top)  # below the tissue
+            wide, tall = _legend.axes_size(axis, shared=ax is not None)
+            per_inch = max((right - left) / wide, (end - top) / tall)
+            axis.set_ylim(end + 0.22 * per_inch, top)  # below the tissue
             axis.add_artist(ScaleBar(unit, "um", location="lower left", scale_loc="right", length_fraction=0.35, pad=0,
                                      border_pad=0.2, frameon=False, color=rcParams["text.color"],
                                      font_properties={"size": "small"}))  # fmt: skip

@@ -27,7 +27,7 @@ from ._legend import MISSING, category_codes, colors_of, rgba
 from ._sections import Panel, draw_spots, microns_per_unit, panels_of, section_axes
 
 _NODE_MIN, _NODE_MAX = 12.0, 320.0  # area of a node, points^2
-_NODES_TOTAL = 6400.0  # area of all nodes of a panel, points^2: about a twentieth of the panel
+_NODE_SHARE = 0.12  # of the panel's area, that of all nodes if all were the largest
 _WIDTH_MIN, _WIDTH_MAX = 0.4, 5.0  # width of an edge, points
 _RERUN = "Run `st.tl.region_graph(adata)` again."
 _EMBED = "Run `st.tl.embed(adata)` (or `st.tl.multitask`) first."
@@ -70,7 +70,7 @@ def segment(
     panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key, library=library)
     codes, names = category_codes(adata, key)
     colors = colors_of(adata, key, palette)
-    axes = section_axes(adata, panels, ax=ax, title=title, img=img, scale_bar=scale_bar)
+    axes = section_axes(adata, panels, ax=ax, title=title, img=img, scale_bar=scale_bar, figsize=figsize)
     for axis, panel in zip(axes, panels, strict=True):
         draw_spots(axis, panel, rgba(codes, colors), key, size * (0.8 if axis.images else 1))
     if legend:
@@ -107,7 +107,8 @@ def region_graph(
     has_contact = _keys.CONTACT in graph.regions.obsp
     weights = graph.weights(_keys.CONTACT if has_contact else _keys.CONNECTIVITIES)
     largest = float(weights.data.max()) if weights.nnz else 1.0
-    axes = section_axes(adata, graph.panels, ax=ax, title=title, img=img, scale_bar=scale_bar)
+    axes = section_axes(adata, graph.panels, ax=ax, title=title, img=img, scale_bar=scale_bar, figsize=figsize)
+    graph.fit(axes[0], shared=ax is not None)
     for axis, panel in zip(axes, graph.panels, strict=True):
         draw_spots(axis, panel, graph.pale_spots, "observations")
         graph.draw_edges(axis, graph.edges(weights, panel), largest, colors=color, label="edges")
@@ -116,7 +117,7 @@ def region_graph(
         units = set(microns_per_unit(adata, graph.panels, scale_bar))
         unit = units.pop() if len(units) == 1 and has_contact else None
         handles = [_legend.heading_handle("segment"), *_legend.class_handles(graph.names, graph.colors, missing=False)]
-        sizes = _round_numbers(float(graph.sizes.min()), float(graph.sizes.max()))
+        sizes = _round_numbers(float(max(graph.sizes.min(), graph.smallest)), float(graph.sizes.max()))
         handles += [_legend.heading_handle("observations")]
         handles += [_legend.point_handle(f"{s:g}", MISSING, size=float(np.sqrt(graph.node_area(s)))) for s in sizes]
         if weights.nnz:
@@ -188,7 +189,9 @@ def attention(
         scale = {"cmap": spots_bar.cmap, "norm": spots_bar.norm}
         bars.append((spots_bar, "attention from other regions"))
     bottom = 0.7 * len(bars) * legend
-    axes = section_axes(adata, graph.panels, ax=ax, title=title, img=img, scale_bar=scale_bar, bottom=bottom)
+    axes = section_axes(adata, graph.panels, ax=ax, title=title, img=img, scale_bar=scale_bar, bottom=bottom,
+                        figsize=figsize)  # fmt: skip
+    graph.fit(axes[0], shared=ax is not None)
     for axis, panel, drawn in zip(axes, graph.panels, edges, strict=True):
         draw_spots(axis, panel, spots, "observations", **scale)
         graph.draw_edges(axis, drawn, largest, array=drawn[2], cmap=bar.cmap, norm=bar.norm, label="attention")
@@ -227,8 +230,6 @@ class RegionGraph:
         self.library = regions.obs.get("library", pd.Series("", index=regions.obs_names)).astype(str).to_numpy()
         if len(self.panels) == 1 and len(set(self.library)) <= 1:  # the only section may have another name there
             self.library = np.full(regions.n_obs, self.panels[0].library, dtype=object)
-        # many nodes are drawn smaller, and their edges thinner
-        self._crowd = max(1, *(int((self.library == panel.library).sum()) for panel in self.panels))
         segment_key = str(params.get("segment_key", _keys.SEGMENT))
         check_in(adata, "obs", segment_key, "segment_key of the regions", _RERUN)
         known = colors_of(adata, segment_key, palette)
@@ -239,6 +240,15 @@ class RegionGraph:
         # mixed with the background rather than transparent: overlaps stay even
         self.pale_spots = _background() - 0.3 * (_background() - rgba(category_codes(adata, segment_key)[0], known))
         self.stored_colors = [(adata, segment_key, known), (regions, _keys.SEGMENT, self.colors)]
+
+    def fit(self, ax: Axes, *, shared: bool) -> None:
+        """Size nodes and edges by the room that a panel has for each region."""
+        crowd = max(1, *(int((self.library == panel.library).sum()) for panel in self.panels))
+        room = float(np.prod(72 * _legend.axes_size(ax, shared=shared))) / crowd  # points^2
+        self._node_max = min(_NODE_MAX, _NODE_SHARE * room)
+        self._node_min = min(_NODE_MIN, self._node_max / 4)
+        self._widest = min(_WIDTH_MAX, 0.09 * np.sqrt(room))
+        self.smallest = self.sizes.max() * self._node_min / self._node_max  # smaller regions are drawn alike
 
     def weights(self, key: str) -> sparse.csr_matrix:
         """Return the weights of all edges, checked to be finite and real."""
@@ -257,14 +267,14 @@ class RegionGraph:
 
     def widths(self, weight: Any, largest: float) -> Floats:
         """Return line widths in points, linear in the weight."""
-        widest = float(np.clip(_WIDTH_MAX * np.sqrt(25 / self._crowd), _WIDTH_MAX / 3, _WIDTH_MAX))
+        thinnest = min(_WIDTH_MIN, self._widest / 4)
         share = np.clip(np.asarray(weight, dtype=float) / (largest or 1.0), 0, 1)
-        return _WIDTH_MIN + (widest - _WIDTH_MIN) * share
+        return thinnest + (self._widest - thinnest) * share
 
     def node_area(self, n_obs: Any) -> Floats:
         """Return areas of nodes in square points, linear in the number of observations, small ones still seen."""
-        largest = min(_NODE_MAX, max(_NODES_TOTAL / self._crowd, 2 * _NODE_MIN))
-        return np.maximum(largest * np.asarray(n_obs, dtype=float) / (self.sizes.max() or 1.0), _NODE_MIN)
+        share = np.asarray(n_obs, dtype=float) / (self.sizes.max() or 1.0)
+        return np.maximum(self._node_max * share, self._node_min)
 
     def draw_edges(self, ax: Axes, edges: Edges, largest: float, **kwargs: Any) -> None:
         """Draw straight edges between centroids; one of the ``largest`` weight is the widest."""
@@ -280,7 +290,7 @@ class RegionGraph:
         nodes = nodes[np.argsort(-self.sizes[nodes], kind="stable")]
         x, y = self.centroids[nodes].T
         ax.scatter(x, y, s=scale * self.node_area(self.sizes[nodes]), c=self.nodes[nodes], edgecolors="black",
-                   linewidths=0.8, zorder=3, label="regions")  # fmt: skip
+                   linewidths=min(0.8, 0.15 * np.sqrt(self._node_max)), zorder=3, label="regions")  # fmt: skip
 
 
 def _background() -> Floats:
