@@ -126,6 +126,30 @@ def test_volcano_draws_raw_p_values_and_the_fdr_threshold(adata: ad.AnnData) -> 
     assert drawn["not significant"][:, 1].max() < line.get_ydata()[0] < significant.min()
 
 
+def test_volcano_explains_its_colors_and_has_no_line_that_does_not_divide(adata: ad.AnnData) -> None:
+    ax = st.pl.biomarkers(adata, "normal", kind="volcano")
+    assert [t.get_text() for t in ax.figure.legends[0].get_texts()][-1] == "not significant"
+    assert any(line.get_linestyle() == "--" for line in ax.lines)
+    table = adata.uns["biomarkers"]
+    table.loc[table["pvals"].idxmin(), "pvals_adj"] = 0.9  # a correction that is not monotone in p
+    ax = st.pl.biomarkers(adata, table.loc[table["pvals"].idxmin(), "group"], kind="volcano")
+    assert not any(line.get_linestyle() == "--" for line in ax.lines)
+    ax = st.pl.biomarkers(adata, "normal", kind="volcano", fdr=0, ax=plt.subplots()[1])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["not significant"]
+
+
+def test_only_significant_genes_set_the_colors_of_ranked_genes(adata: ad.AnnData) -> None:
+    adata.uns["biomarkers"].loc[adata.uns["biomarkers"]["pvals_adj"] > FDR, "logfoldchanges"] = 50.0
+    ax = st.pl.biomarkers(adata, "normal", n_genes=6)
+    (bar,) = (a for a in ax.figure.axes if a is not ax)
+    assert bar.get_xlim()[1] < 20
+    ax.figure.canvas.draw()
+    assert 0.5 in ax.get_xticks(), "of no effect"
+    ax = st.pl.biomarkers(adata, "normal", n_genes=6, fdr=0)
+    assert ax.figure.axes == [ax], "no gene has a colour"
+    assert "FDR ≤ 0" not in [t.get_text() for t in ax.figure.legends[0].get_texts()]
+
+
 def _crossings(lines: list[np.ndarray]) -> int:
     def side(a, b, c):
         return np.sign((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]))

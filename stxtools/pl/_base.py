@@ -255,7 +255,9 @@ def heatmap(
     height = max(cell[1] * len(names), 1.0) + 0.6 + (column_width if rotated else 0.2)
     axes = panels([name], title, ax, "table", width, height, bottom=0.6 * legend)
     limit = limit or float(np.nanmax(np.abs(values.to_numpy()), initial=0.0)) or 1.0
-    bar = _legend.mappable(-limit, limit, DIVERGING if cmap is None else _legend.color_map(cmap))
+    bar = _legend.mappable(-limit, limit, _legend.color_map(DIVERGING if cmap is None else cmap))
+    if (values.abs() > limit).any(axis=None):
+        bar.cmap.colorbar_extend = "both"
     dots = None if marks is None else np.where(marks, "\N{BULLET}", "")
     sns.heatmap(values, vmin=-limit, vmax=limit, cmap=bar.cmap, annot=dots, fmt="", cbar=False, xticklabels=columns,
                 yticklabels=names, ax=axes[0])  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -53,9 +53,9 @@ def biomarkers(
 
     ``"ranked"`` shows the top genes: effect size as position, log fold change as colour, fraction of expressing
     observations as area; genes above ``fdr`` are hollow. If the reference is a single group, genes with lower
-    expression follow below a gap. ``"volcano"`` shows p-values against log fold changes and labels the top genes; the
-    dashed line marks ``fdr``. For expression in spatial coordinates use ``scanpy.pl.embedding(adata, "spatial",
-    color=genes)``.
+    expression follow below a gap. ``"volcano"`` shows p-values against log fold changes and labels the top genes; a
+    dashed line marks ``fdr`` if a threshold of p separates the significant genes. For expression in spatial
+    coordinates use ``scanpy.pl.embedding(adata, "spatial", color=genes)``.
 
     Parameters
     ----------
@@ -82,8 +82,15 @@ def biomarkers(
         names = list(groups)
     if kind == "volcano":
         axes = _base.panels(names, title, ax, "group", 4.4, 3.8, choose=choose, ncols=3, figsize=figsize)
-        for axis, part in zip(axes, groups.values(), strict=True):
-            _volcano(axis, part, fdr=fdr, n_genes=n_genes)
+        tables = [_volcano_table(part, fdr) for part in groups.values()]
+        colors = {"higher": UP, "lower": DOWN, "not significant": _NOT_SIGNIFICANT}
+        if legend:  # before the names, which take the room that is left
+            drawn = set().union(*(table["kind"] for table in tables))
+            handles = _legend.class_handles([kind for kind in colors if kind in drawn], colors, missing=False)
+            _legend.add_legend(axes, handles, ax=ax, title=f"FDR {fdr:g}")
+        for axis, points in zip(axes, tables, strict=True):
+            _volcano(axis, points, colors, fdr=fdr, n_genes=n_genes)
+            _base.label_axes(axis, _EFFECTS["logfoldchanges"], f"$-\\log_{{10}}$ {points.attrs['p']}")
     else:
         check_choice("effect", effect, tuple(_EFFECTS))
         if effect not in table:
@@ -96,7 +103,8 @@ def biomarkers(
         axes = _base.panels(names, title, ax, "group", 2.9, height, **layout)
         handles, bar = _ranked(axes, parts, fdr=fdr, effect=effect, both=both)
         if legend:
-            _legend.add_legend(axes, handles, ax=ax, bars=[(bar, _EFFECTS["logfoldchanges"])])
+            bars = [(bar, _EFFECTS["logfoldchanges"])] if (pd.concat(parts)["pvals_adj"] <= fdr).any() else []
+            _legend.add_legend(axes, handles, ax=ax, bars=bars)
     return _base.save_or_show("biomarkers", axes, figsize, ax=ax, show=show, save=save)
 
 
@@ -131,7 +139,8 @@ def _ranked(
 ) -> tuple[list[Any], Any]:
     """Draw one group into each Axes, all on one scale; return the handles of the legend and the colours."""
     drawn = pd.concat(parts)
-    change = np.abs(drawn["logfoldchanges"].to_numpy())
+    significant = drawn["pvals_adj"] <= fdr
+    change = np.abs(drawn.loc[significant, "logfoldchanges"].to_numpy())  # others are hollow
     limit = float(np.max(change, where=np.isfinite(change), initial=0.0)) or 1.0
     colors = _legend.mappable(-limit, limit, _base.DIVERGING)
     origin = 0.5 if effect == "auroc" else 0.0
@@ -152,9 +161,9 @@ def _ranked(
         _base.label_axes(axis, _EFFECTS[effect])
         _base.label_rows(axis, [_legend.label_text(n) for n in part["names"].astype(str)], y, style="italic")
         axis.margins(x=0.08)
-        axis.locator_params(axis="x", nbins=5)
-    handles = [_legend.point_handle(f"FDR ≤ {fdr:g}", "#888888")]
-    if not (drawn["pvals_adj"] <= fdr).all():
+        axis.locator_params(axis="x", nbins=5, steps=[1, 2.5, 5, 10])  # 0.5 is one of them
+    handles = [_legend.point_handle(f"FDR ≤ {fdr:g}", "#888888")] if significant.any() else []
+    if not significant.all():
         handles.append(_legend.point_handle("not significant", "#888888", edge=1))
     if "pct_nz_group" in drawn:
         sizes = {f"{share:.0%}": float(np.sqrt(_dot_area(share))) for share in (0.2, 0.6, 1.0)}
@@ -167,8 +176,8 @@ def _dot_area(fraction: Any) -> Floats:
     return 15 + 105 * np.clip(np.nan_to_num(np.asarray(fraction, dtype=float)), 0, 1)
 
 
-def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int) -> None:
-    """Draw one group by uncorrected p-values (corrected ones end in a flat top); name the first significant genes."""
+def _volcano_table(part: pd.DataFrame, fdr: float) -> pd.DataFrame:
+    """Return the points of a group by uncorrected p-values: corrected ones end in a flat top."""
     raw = "pvals" in part
     table = pd.DataFrame({"name": part["names"].astype(str), "x": part["logfoldchanges"],
                           "p": part["pvals" if raw else "pvals_adj"], "passed": part["pvals_adj"] <= fdr})  # fmt: skip
@@ -178,19 +187,23 @@ def _volcano(ax: Axes, part: pd.DataFrame, *, fdr: float, n_genes: int) -> None:
                          f"draw; run `{_TESTED}` again.")  # fmt: skip
     # p = 0 is an underflow: it is drawn at the smallest p above 0
     table["y"] = -np.log10(table["p"].clip(lower=table["p"].where(table["p"] > 0, 1.0).min()))
-    kind = np.where(~table["passed"], "not significant", np.where(table["x"] >= 0, "higher", "lower"))
-    for label, color in (("not significant", _NOT_SIGNIFICANT), ("higher", UP), ("lower", DOWN)):
-        ax.scatter("x", "y", data=table[kind == label], s=14, c=color, linewidths=0, label=label,
+    table["kind"] = np.where(~table["passed"], "not significant", np.where(table["x"] >= 0, "higher", "lower"))
+    table.attrs["p"] = "p" if raw else "adjusted p"
+    return table
+
+
+def _volcano(ax: Axes, table: pd.DataFrame, colors: Mapping[str, str], *, fdr: float, n_genes: int) -> None:
+    """Draw one group, and name its first significant genes."""
+    for kind, color in list(colors.items())[::-1]:  # the significant on top
+        ax.scatter("x", "y", data=table[table["kind"] == kind], s=14, c=color, linewidths=0, label=kind,
                    rasterized=len(table) > 5000)  # fmt: skip
     ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
-    _base.label_axes(ax, "$\\log_2$ fold change", "$-\\log_{10}$ p" if raw else "$-\\log_{10}$ adjusted p")
-    if table["passed"].any() and not table["passed"].all():
-        least = table.loc[table["passed"], "y"].min()
-        below = table.loc[~table["passed"] & (table["y"] < least), "y"].max()
-        at = np.nanmean([least, below])
+    least, most = table.loc[table["passed"], "y"].min(), table.loc[~table["passed"], "y"].max()
+    if most < least:  # false where there is none; a correction that uses more than p has no threshold of p
+        at = (least + most) / 2
         ax.axhline(at, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
         ax.annotate(f"FDR {fdr:g}", (0, at), xycoords=ax.get_yaxis_transform(), xytext=(2, 1),
-                    textcoords="offset points", va="bottom", fontsize="x-small", color="#666666", zorder=5,
+                    textcoords="offset points", va="bottom", fontsize="x-small", color="#888888", zorder=5,
                     path_effects=[_base.halo()])  # fmt: skip
     # the top points; the table's order breaks ties of p-values that end in a floor
     table["inward"] = np.minimum(table.index, table.index[::-1])
@@ -320,7 +333,8 @@ def targets(
     for axis, part in zip(axes, parts, strict=True):
         _target_cells(axis, part, columns, fdr)
     if legend:
-        _legend.add_legend(axes, [], ax=ax, bars=[(_legend.mappable(-1, 1, "RdBu"), "against the target - for it")])
+        bar = _legend.mappable(-1, 1, "RdBu")
+        _legend.add_legend(axes, [], ax=ax, bars=[(bar, "evidence as a target\n(-1: against, 1: for)")])
     return _base.save_or_show("targets", axes, figsize, ax=ax, show=show, save=save)
 
 

@@ -249,7 +249,8 @@ def robustness(
         _base.label_axes(axis, "noise (% of a gene's standard deviation)", label)
     if legend:
         named = {"model", "split"} if style else set()  # headings of seaborn
-        handles = [_legend.heading_handle(h.get_label()) if h.get_label() in named else h for h in handles]
+        labels = [str(h.get_label()) for h in handles]
+        handles = [_legend.heading_handle(n) if n in named else h for n, h in zip(labels, handles, strict=True)]
         _legend.add_legend(axes, handles, ax=ax, title=None if style else "model")
     return _base.save_or_show("robustness", axes, figsize, ax=ax, show=show, save=save)
 
