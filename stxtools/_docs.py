@@ -110,11 +110,12 @@ def _parameters(function: Callable[..., Any], own: str, namespace: str, rows: li
     described = described_parameters(own)
     taken = inspect.signature(function).parameters
     missing = taken.keys() - described.keys()
+    # the default of `key_added` names where parameters are written: uns["segment"]["params"], uns["compare_params"]
     key = next((row.key.split("/")[0].removesuffix("_params") for row in rows if row.meaning.startswith(PARAMS)), "")
     for heads, text in PARAMETERS.items():
-        owner, _, own_names = heads.rpartition(".")
+        limited_to, _, own_names = heads.rpartition(".")
         names = own_names.split(", ")
-        if owner in {"", namespace, *taken} and missing.issuperset(names):
+        if limited_to in {"", namespace, *taken} and missing.issuperset(names):
             entry = [", ".join(names), *_wrap(text.replace("{key}", key), indent="    ", first="    ")]
             described.update(dict.fromkeys(names, entry))
             missing -= set(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -180,17 +181,17 @@ def _images_over(sdata: SpatialData, region: str, system: str | None) -> tuple[d
         if matrix is None or levels[0].sizes["c"] not in {3, 4}:
             continue
         level = next((level for level in levels if max(level.shape[1:]) <= _LARGEST), levels[-1])
-        step = -(-max(level.shape[1:]) // _LARGEST)
+        step = math.ceil(max(level.shape[1:]) / _LARGEST)
         pixels = _pixels(level[:, ::step, ::step])
         shrunk = pixels.shape[1] / levels[0].sizes["x"]
-        scale = float(matrix[0, 0])
-        upright = np.allclose(matrix[:2, :2], scale * np.eye(2), rtol=1e-3, atol=1e-3 * abs(scale))
-        if not upright or scale <= 0 or np.abs(matrix[:2, 2]).max() > 1:
-            pixels, scale = _upright(pixels, np.diag([shrunk, shrunk, 1]) @ matrix)
-            scale /= shrunk
+        scale = float(matrix[0, 0]) * shrunk
+        # scanpy has a scale factor for an image, but no rotation, reflection or shift
+        only_scaled = np.allclose(matrix[:2, :2], matrix[0, 0] * np.eye(2), rtol=1e-3, atol=1e-3 * abs(matrix[0, 0]))
+        if not only_scaled or scale <= 0 or np.abs(matrix[:2, 2]).max() > 1:
+            pixels, scale = _resampled(pixels, np.diag([shrunk, shrunk, 1]) @ matrix)
         if pixels.size:
             key = next((known for known in ("hires", "lowres") if known in name), name)
-            images[key], factors[f"tissue_{key}_scalef"] = pixels, scale * shrunk
+            images[key], factors[f"tissue_{key}_scalef"] = pixels, scale
     if images and "radius" in getattr(sdata.shapes.get(region), "columns", ()):  # circles
         factors[_keys.SPOT_DIAMETER] = float(2 * np.median(sdata.shapes[region]["radius"]))
     return images, factors
@@ -206,7 +207,7 @@ def _pixels(image: Any) -> Array:
     return np.ascontiguousarray(values[..., 0] if values.shape[-1] == 1 else values)
 
 
-def _upright(image: Array, matrix: Floats) -> tuple[Array, float]:
+def _resampled(image: Array, matrix: Floats) -> tuple[Array, float]:
     """Return a rotated or shifted image resampled to start at (0, 0), and its pixels per unit of the coordinates."""
     from skimage.transform import AffineTransform, warp
 

@@ -71,6 +71,7 @@ def options_of(command: str) -> dict[str, Option]:
     """Return the options of a command: the parameters of its functions, and those of the command line."""
     extra = _EXTRA["all"] | _EXTRA.get(command, {})
     if command == "run":
+        # of an option that several calls have, the first call describes it: it comes last here
         steps = [(options_of(step), (*COMMON, *CALLS[step])) for step in reversed(CALLS)]
         return {name: o for options, names in steps for name, o in options.items() if name in names} | extra
     descriptions = _descriptions(function_of(command))
@@ -159,10 +160,12 @@ def parse_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     values = {} if path is None else _read_config(path, command, options)
     values |= {name: value for name, value in arguments.items() if name in options}
     for name, value in values.items():
-        annotation, single = options[name].type, value[0] if isinstance(value, list) and len(value) == 1 else value
+        annotation = options[name].type
+        # argparse reads a list wherever several are allowed; one name, "none" or "all" may stand for itself
+        single = value[0] if isinstance(value, list) and len(value) == 1 else value
         if single == "none" and annotation.endswith("| None"):
             values[name] = None
-        elif annotation.startswith("str") or f"Literal[{single!r}]" in annotation:  # else a list of one name
+        elif annotation.startswith("str") or f"Literal[{single!r}]" in annotation:
             values[name] = single
     missing = [name for name, o in options.items() if o.default is inspect.Parameter.empty and name not in values]
     if missing:

@@ -180,6 +180,7 @@ def _compartments(
     code = layers[np.minimum(np.searchsorted(ends, rank), len(order) - 1)]
     mixture = np.zeros((len(unit), len(_NAMES)))
     mixture[:, layers] = shapes.layer_shares((rank - end) * len(order) / border for end in ends[:-1])
+    # c4a and c4b are the left and the right part of c4, which blend into each other; so are those of c5
     side = unit[:, 0] + 0.12 * shapes.field_at(anatomy.lesion, unit)
     for name in ("c4", "c5"):
         if name + "a" in present:
@@ -199,7 +200,7 @@ def _lineage(change_at: dict[str, int], n_times: int) -> pd.DataFrame:
     rows = []
     for step in range(n_times - 1):
         before, after = _present(change_at, step), _present(change_at, step + 1)
-        pairs = [(s, t) for s in before for t in after if s.startswith(t) or t.startswith(s)]
+        pairs = [(s, t) for s in before for t in after if s.startswith(t) or t.startswith(s)]  # c4 and c4a
         pairs += [(s, "") for s in before if s not in {p[0] for p in pairs}]
         pairs += [("", t) for t in after if t not in {p[1] for p in pairs}]
         rows += [(float(step), float(step + 1), s, t) for s, t in pairs]
