@@ -354,6 +354,7 @@ def test_files_are_joined_on_shared_genes(quick, no_figures, make_section, tmp_p
         part.uns["regions"] = ad.AnnData(np.ones((2, 3)))
         part.write_h5ad(tmp_path / f"{name}.h5ad")
     one.obs["only"] = pd.Categorical(np.where(np.arange(one.n_obs) < 9, "x", "y"))
+    one.obs["drawn"] = pd.array([None, *[True] * (one.n_obs - 1)], dtype="boolean")
     one.write_h5ad(tmp_path / "A.h5ad")
     inputs = ["--input", tmp_path / "A.h5ad", tmp_path / "B.h5ad"]
     assert run(*inputs, "--out", tmp_path / "out", "--image-key", "lowres", "--groupby", "band") == 0
@@ -365,6 +366,7 @@ def test_files_are_joined_on_shared_genes(quick, no_figures, make_section, tmp_p
     assert list(written.obs["library"].cat.categories) == ["A", "B"]
     assert set(written.uns["spatial"]) == {"A", "B"}
     assert written.obs["only"].isna().sum() == two.n_obs
+    assert written.obs["drawn"].dtype == "boolean"  # which is a column of classes, as numbers are not
     assert list(written.uns["biomarkers_params"]["libraries"]) == ["A", "B"]
     np.testing.assert_array_equal(written.X[one.n_obs :].toarray(), two[:, written.var_names].X.toarray())
 

@@ -65,21 +65,7 @@ def _join(parts: list[AnnData], names: list[str], library_key: str, use_rep: str
     """Concatenate sections: shared genes, all columns of ``obs``, and a column that names the section."""
     if len(set(names)) < len(names):
         raise ValueError(f"Two input files have the same name ({listing(names)}); it names the section. Rename one.")
-    by_name = dict(zip(names, parts, strict=True))
-    for name, part in by_name.items():
-        if not part.var_names.is_unique:
-            raise ValueError(f"The genes of {name!r} are not unique; call `var_names_make_unique()` and save it again.")
-    without = [name for name, part in by_name.items() if library_key not in part.obs]
-    if 0 < len(without) < len(parts):
-        raise ValueError(f"The column {library_key!r} (--library-key) is missing from {listing(without)}.")
-    for name in without:
-        _name_section(by_name[name], name, library_key)
-    sections = [section for part in parts for section in part.obs[library_key].astype(str).unique()]
-    if repeated := sorted({section for section in sections if sections.count(section) > 1}):
-        raise ValueError(
-            f"Sections of several files have the same name in {library_key!r}: {listing(repeated)}. Rename them, or "
-            "name a column that no file has: it will hold the names of the files."
-        )
+    _name_sections(dict(zip(names, parts, strict=True)), library_key)
     shared = set.intersection(*(set(part.var_names) for part in parts))
     if not shared:
         raise ValueError(
@@ -93,17 +79,40 @@ def _join(parts: list[AnnData], names: list[str], library_key: str, use_rep: str
     for part in parts:  # anndata joins none in `uns`, such as earlier regions
         part.uns = {key: value for key, value in part.uns.items() if not isinstance(value, AnnData)}
     out = anndata.concat(parts, join="inner", merge="same", uns_merge="same", index_unique="-", keys=names)
-    # columns that only some of the sections have are missing elsewhere
-    rest = pd.concat([part.obs[[c for c in part.obs if c not in out.obs]] for part in parts])
-    for column, values in rest.set_axis(out.obs_names).items():
-        if pd.api.types.is_numeric_dtype(values.dropna().infer_objects().dtype):  # truth, too
-            out.obs[column] = values.astype("boolean" if values.dtype == object else float)
-        else:
-            out.obs[column] = pd.Categorical(values.dropna().astype(str).reindex(values.index))
+    _add_partial_columns(out, parts)
     spatial = {name: entry for part in parts for name, entry in dict(part.uns.get(_keys.SPATIAL, {})).items()}
     if spatial:
         out.uns[_keys.SPATIAL] = spatial
     return out, library_key, notes
+
+
+def _add_partial_columns(out: AnnData, parts: list[AnnData]) -> None:
+    """Add the columns of ``obs`` that only some of the sections have; they are missing elsewhere."""
+    rest = pd.concat([part.obs[[c for c in part.obs if c not in out.obs]] for part in parts])
+    for column, values in rest.set_axis(out.obs_names).items():
+        known = values.dropna().infer_objects().dtype
+        if pd.api.types.is_numeric_dtype(known):
+            out.obs[column] = values.astype("boolean" if pd.api.types.is_bool_dtype(known) else float)
+        else:
+            out.obs[column] = pd.Categorical(values.dropna().astype(str).reindex(values.index))
+
+
+def _name_sections(parts: dict[str, AnnData], library_key: str) -> None:
+    """Name the section of each file, unless the column ``library_key`` does; check that names differ."""
+    for name, part in parts.items():
+        if not part.var_names.is_unique:
+            raise ValueError(f"The genes of {name!r} are not unique; call `var_names_make_unique()` and save it again.")
+    without = [name for name, part in parts.items() if library_key not in part.obs]
+    if 0 < len(without) < len(parts):
+        raise ValueError(f"The column {library_key!r} (--library-key) is missing from {listing(without)}.")
+    for name in without:
+        _name_section(parts[name], name, library_key)
+    sections = [section for part in parts.values() for section in part.obs[library_key].astype(str).unique()]
+    if repeated := sorted({section for section in sections if sections.count(section) > 1}):
+        raise ValueError(
+            f"Sections of several files have the same name in {library_key!r}: {listing(repeated)}. Rename them, or "
+            "name a column that no file has: it will hold the names of the files."
+        )
 
 
 def _name_section(part: AnnData, name: str, library_key: str) -> None:

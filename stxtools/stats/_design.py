@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy import sparse
 
-from stxtools._types import Bools, Csr, Floats, Ints
+from stxtools._types import Bools, Floats, Ints
 
 from ._meta_analysis import Alternative, Combined, combine_sections, compare_libraries, t_pvals
 from ._region_test import Contrast, SectionView, concatenated
@@ -167,16 +167,19 @@ def compare_between(
         block = views[0].expression.block(genes)
         sections = [view.section(block) for view in views]
         pooled = sparse.vstack([s.matrix[u] for s, u in zip(sections, used, strict=True)], format="csr")
-        roots = [np.stack([sections[i].root_means(mask[:, None])[:, 0] for i, mask in side]) for side in replicates]
+        roots, log_means = zip(*(_library_means(sections, side) for side in replicates), strict=True)
         effect = roots[0].mean(axis=0) - roots[1].mean(axis=0)
         described.append(replace(SectionExpression(pooled).describe([label])[0], effect=effect))
         errors.append(np.sqrt(sum(root.var(axis=0, ddof=1) / len(root) for root in roots)))
-        means.append([np.stack([_means(sections[i].matrix, mask) for i, mask in side]) for side in replicates])
+        means.append(log_means)
     group, reference = (np.concatenate(side, axis=1) for side in zip(*means, strict=True))
     error = np.concatenate(errors)
     tested = compare_libraries(group, reference, alternative)
     return Outcome(concatenated(described), error, tested, error, float("nan"))
 
 
-def _means(matrix: Csr, label: Bools) -> Floats:
-    return gene_sums(matrix, label[:, None].astype(np.float64))[:, 0] / label.sum()
+def _library_means(sections: Sequence[SectionExpression], side: list[tuple[int, Bools]]) -> tuple[Floats, Floats]:
+    """Root means and means of log expression (libraries x genes) over the observations of a side."""
+    roots = [sections[i].root_means(mask[:, None])[:, 0] for i, mask in side]
+    logs = [gene_sums(sections[i].matrix, mask[:, None].astype(np.float64))[:, 0] / mask.sum() for i, mask in side]
+    return np.stack(roots), np.stack(logs)
