@@ -31,9 +31,7 @@ from stxtools._slots import Slots, free_key, provenance
 from stxtools._types import Array, Bools, Floats, Ints
 from stxtools._validate import check_adata, genes_to_predict
 
-from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, SharedFeatures, settings_fingerprint
-
-_Data = tuple[Protocol, Floats | None, SharedFeatures | None]
+from ._protocol import CLASS_METRICS, LEAKY, METRICS, Protocol, settings_fingerprint
 
 MODELS = ("framework", "unet", "gnn", "random_forest", "random_forest_means", "lda", "nearest_label")
 COLUMNS: dict[str, Any] = {
@@ -181,9 +179,9 @@ class Evaluation:
         with progress(total, "evaluate", show_progress) as bar:
             for scheme, seed, noise in settings:
                 # read once, and only where a fold is not in the checkpoint
-                data = cache(partial(self._data, scheme, seed, noise, hidden[seed]))
+                data = cache(partial(self._data, seed, noise, hidden[seed]))
                 for fold, test in folds[scheme, seed]:
-                    split = cache(partial(self._split, data, test))
+                    split = cache(partial(self._split, data, scheme, test))
                     for model in self.models:
                         unit = (model, scheme, seed, noise, fold)
                         bar.set_postfix({"model": model, "fold": fold})
@@ -200,8 +198,8 @@ class Evaluation:
             return np.sort(np.random.default_rng([seed, 13]).permutation(adata.n_vars)[:genes])
         return np.sort(adata.var_names.get_indexer(genes))
 
-    def _data(self, scheme: str, seed: int, noise: float, hidden: Ints | None) -> _Data:
-        """Return the protocol on noised data, the hidden expression, and features that all folds share."""
+    def _data(self, seed: int, noise: float, hidden: Ints | None) -> tuple[Protocol, Floats | None]:
+        """Return the protocol on noised data without the hidden genes, and their expression."""
         p, values, given = self.protocol, None, self.protocol.adata
         if noise > 0:
             counts = p.use_rep is None and p.layer is None and _keys.COUNTS in given.layers  # come before X
@@ -214,14 +212,15 @@ class Evaluation:
             values = log_normalize(read.matrix, read.scale)[:, hidden].toarray().astype(np.float64)
             noised = p.adata if noise > 0 else None
             p = p.with_adata(*without_genes(given, given.var_names[hidden], self.protocol.layer, noised))
-        # genes and components must not be chosen on held-out sections; within sections they see no label
-        return p, values, None if scheme == "library" else p.features()
+        return p, values
 
-    def _split(self, data: Callable[[], _Data], test: Bools) -> tuple[list[Any], Array | None]:
+    def _split(
+        self, data: Callable[[], tuple[Protocol, Floats | None]], scheme: str, test: Bools
+    ) -> tuple[list[Any], Array | None]:
         """Return sections, and hidden expression standardised on the training part: the mean has an MSE near 1."""
-        p, values, shared = data()
+        p, values = data()
         scaled = None if values is None else (values - values[~test].mean(axis=0)) / (values[~test].std(axis=0) + 1e-9)
-        return p.sections(p.features(~test) if shared is None else shared), scaled
+        return p.sections(scheme, test), scaled
 
     def _measure(
         self, unit: tuple[Any, ...], test: Bools, split: Callable[[], tuple[list[Any], Array | None]]

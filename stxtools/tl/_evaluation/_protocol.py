@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +30,6 @@ from stxtools._version import __version__
 if TYPE_CHECKING:
     from stxtools.models.baselines.simple import Classes, EvaluationSection, Labels
 
-# features, log expression of all genes (None with `use_rep`), and positions of the variable ones
-SharedFeatures = tuple[Floats32, sparse.csr_matrix | None, Sequence[int]]
 Fold = tuple[str, Bools]  # name, and mask of the test observations
 
 SCHEMES = ("block", "library", "random")
@@ -103,6 +102,7 @@ class Protocol:
     def with_adata(self, adata: AnnData, layer: str | None) -> Protocol:
         """Return the protocol for other expression of the same observations."""
         out = copy(self)
+        vars(out).pop("_shared_features", None)  # of the other expression
         out.adata, out.layer = adata, layer
         return out
 
@@ -146,8 +146,27 @@ class Protocol:
             fold[rows] = assign_parts(unit, self.n_folds, rng)
         return fold, [str(k) for k in range(self.n_folds)]
 
-    def features(self, train: Bools | None = None) -> SharedFeatures:
-        """Return features (n, d), log expression and variable genes; a PCA is fitted on ``train``."""
+    def sections(self, scheme: str, test: Bools) -> list[EvaluationSection]:
+        """Return features and expression by section.
+
+        Genes and components must not be chosen on held-out sections; within sections they see no label, and all folds
+        share them.
+        """
+        from stxtools.models.baselines.simple import EvaluationSection
+
+        values, logged, variable = self._features(~test) if scheme == "library" else self._shared_features
+        out = []
+        for rows, s in zip(self.where.parts, make_sections(values, self.where), strict=True):
+            own = None if logged is None else logged[rows]
+            out.append(EvaluationSection(s.name, s.features, s.pixels, s.shape, s.graph, s.xy, own, variable))
+        return out
+
+    @cached_property
+    def _shared_features(self) -> tuple[Floats32, sparse.csr_matrix | None, Sequence[int]]:
+        return self._features(None)
+
+    def _features(self, train: Bools | None) -> tuple[Floats32, sparse.csr_matrix | None, Sequence[int]]:
+        """Return features, log expression (None with ``use_rep``) and variable genes, from a PCA of ``train``."""
         if self.use_rep is not None:
             return stored_representation(self.adata, self.use_rep), None, ()
         adata = self.adata.to_memory() if self.adata.isbacked else self.adata  # a backed view has no views
@@ -159,17 +178,6 @@ class Protocol:
         logged = log_normalize(read.matrix, read.scale, target_sum=projection.target_sum)
         values = projection.transform(logged, adata.var_names)
         return values, logged, adata.var_names.get_indexer(projection.genes).tolist()
-
-    def sections(self, features: SharedFeatures) -> list[EvaluationSection]:
-        """Split features and expression by section."""
-        from stxtools.models.baselines.simple import EvaluationSection
-
-        values, logged, variable = features
-        out = []
-        for rows, s in zip(self.where.parts, make_sections(values, self.where), strict=True):
-            own = None if logged is None else logged[rows]
-            out.append(EvaluationSection(s.name, s.features, s.pixels, s.shape, s.graph, s.xy, own, variable))
-        return out
 
     def labels(self, test: Bools) -> tuple[Labels, Classes]:
         """Return class codes of each target by section, hidden (-1) in the test part, and the numbers of classes."""

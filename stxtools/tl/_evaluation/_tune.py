@@ -23,7 +23,7 @@ from stxtools._progress import progress, progress_bar
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._validate import check_adata
 
-from ._protocol import LEAKY, SCHEMES, Fold, Protocol, SharedFeatures, settings_fingerprint
+from ._protocol import LEAKY, SCHEMES, Fold, Protocol, settings_fingerprint
 
 SEARCHES = ("grid", "random", "tpe")
 _TRIALS = 20
@@ -169,11 +169,6 @@ class Search:
                 )
         return folds
 
-    @cached_property
-    def features(self) -> SharedFeatures | None:
-        """Features that all folds share; None where each has its own."""
-        return None if self.protocol.schemes[0] == "library" else self.protocol.features()
-
     def run(self, storage: Any, *, show_progress: bool | None) -> tuple[dict[str, Any], float, pd.DataFrame]:
         """Run the trials that are left and return the best fields, the best value and all trials."""
         import optuna
@@ -251,7 +246,7 @@ class Search:
     def _score_fold(self, name: str, test: Any, fields: dict[str, Any]) -> list[float]:
         """Train on one fold and return the AUROC of each target."""
         p = self.protocol
-        sections = p.sections(p.features(~test) if self.features is None else self.features)
+        sections = p.sections(p.schemes[0], test)
         labels, classes = p.labels(test)
         if self.part == "unet":
             model = p.new_model("unet", fields, p.seed).fit(sections, labels, classes)
