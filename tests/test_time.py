@@ -14,7 +14,7 @@ from conftest import grid_positions, poisson_section
 from scipy import stats
 
 import stxtools as st
-from stxtools.models.transport import shared_mass
+from stxtools.models.transport import Coupling, shared_mass
 from stxtools.stats._subjects import jonckheere, regress_subjects
 
 
@@ -251,7 +251,7 @@ def test_pairs_of_one_later_section_are_no_replicates() -> None:
     """The labels of a later section are permuted once for all of its pairs: equal pairs add nothing."""
     rng = np.random.default_rng(0)
     compartments, weight = rng.integers(0, 3, (2, 12)), np.full(12, 1 / 12)
-    coupling = (rng.dirichlet(np.ones(144)).reshape(12, 12), *compartments, weight, weight)
+    coupling = Coupling(rng.dirichlet(np.ones(144)).reshape(12, 12), *compartments, weight, weight)
     one, four = (
         shared_mass({(i, 9): coupling for i in range(n)}, (3, 3), 199, np.random.default_rng(1)) for n in (1, 4)
     )

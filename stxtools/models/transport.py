@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,11 +17,19 @@ from scipy.sparse.csgraph import connected_components, shortest_path
 from stxtools._types import Bools, Floats, Ints
 from stxtools.models._section import group_means
 
-Coupling = tuple[Floats, Ints, Ints, Floats, Floats]  # plan, compartments and weights of its rows and columns
-
 HALF = 0.5  # share of the mass with a counterpart, under which a compartment appears or disappears
 _SHRINKAGE = 0.1  # of the covariance within compartments towards a multiple of the identity
 _WITHIN = 0.3  # weight of a region's deviation from its compartment
+
+
+class Coupling(NamedTuple):
+    """Transport plan between the regions of two sections, with their compartments and shares of the sections."""
+
+    plan: Floats  # mass that regions of the earlier (rows) and the later section (columns) share
+    earlier: Ints
+    later: Ints
+    earlier_weight: Floats
+    later_weight: Floats
 
 
 @dataclass(frozen=True)
@@ -151,11 +160,11 @@ def shared_mass(
     before, after = np.zeros(shape[0]), np.zeros(shape[1])
     by_source: dict[int, Floats] = {}
     labels: dict[int, Floats] = {}
-    for (_, later), (plan, rows, columns, one, two) in couplings.items():
-        by_source[later] = by_source.get(later, 0) + np.eye(shape[0])[rows].T @ plan
-        labels[later] = np.eye(shape[1])[columns]
-        before += np.bincount(rows, one, minlength=shape[0])
-        after += np.bincount(columns, two, minlength=shape[1])
+    for (_, section), c in couplings.items():
+        by_source[section] = by_source.get(section, 0) + np.eye(shape[0])[c.earlier].T @ c.plan
+        labels[section] = np.eye(shape[1])[c.later]
+        before += np.bincount(c.earlier, c.earlier_weight, minlength=shape[0])
+        after += np.bincount(c.later, c.later_weight, minlength=shape[1])
     mass = sum((by_source[j] @ labels[j] for j in labels), np.zeros(shape))
     null = np.zeros((n_permutations, *shape))
     for i, j in product(range(n_permutations), labels):

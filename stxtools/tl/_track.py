@@ -239,7 +239,7 @@ class TransportProblem:
     def coupling(self, one: int, two: int, plan: Floats) -> Coupling:
         """A plan with the compartments and the weights of its rows and columns."""
         before, after = (self.nodes.compartment[self.rows(section)] for section in (one, two))
-        return plan, before, after, self.weight(one), self.weight(two)
+        return Coupling(plan, before, after, self.weight(one), self.weight(two))
 
     def matched_share(self, plans: Plans, *, forward: bool) -> Floats:
         """Share of the mass of each node with a counterpart at the next (or previous) time; NaN without such a time."""
