@@ -40,7 +40,7 @@ def test_gene_scores_preserve_inner_products_of_smoothed_genes():
     xy, rng = _grid()
     rate = 2 + 3 * (xy[:, :1] > 9) * (np.arange(8) < 4)
     logged = sparse.csr_matrix(np.log1p(rng.poisson(rate)).astype("f4"))
-    genes = SmoothedGenes((5, 13)).fit([(logged, xy)], np.random.default_rng(0))
+    genes = SmoothedGenes.fit((5, 13), [(logged, xy)], np.random.default_rng(0))
     scores = genes.transform(logged, xy)
     dense = (logged.toarray() - logged.toarray().mean(0)) / genes.gene_scale
     full = np.concatenate([mean_of_nearest(xy, s, 13) @ dense for s in (5, 13)], axis=1) / genes.scale
@@ -54,7 +54,7 @@ def test_genes_of_several_sections_are_scaled_per_section():
     xy, rng = _grid()
     pattern = 2 + 3 * (xy[:, :1] > 9) * (np.arange(8) < 4)
     first, second = (sparse.csr_matrix(np.log1p(rng.poisson(pattern, (400, 8)))).astype("f4") for _ in range(2))
-    genes = SmoothedGenes((5, 13)).fit([(first, xy), (second, xy)], np.random.default_rng(0))
+    genes = SmoothedGenes.fit((5, 13), [(first, xy), (second, xy)], np.random.default_rng(0))
     pooled = np.concatenate([mean_of_nearest(xy, size, 13) @ second.toarray() for size in (5, 13)], axis=1)
     full = (pooled - np.tile(second.toarray().mean(0), 2)) / (pooled.std(0) + 0.1)
     scores = genes.transform(second, xy)
@@ -115,7 +115,7 @@ def test_student_axes_span_the_genes_of_the_predictions() -> None:
     logged = sparse.csr_matrix(rng.poisson(1.0, (1600, 25)).astype(np.float32))
     weight = rng.standard_normal(25)
     names = [f"g{i}" for i in range(25)]
-    smoothed = SmoothedGenes((7, 19)).fit([(logged, xy)], rng)
+    smoothed = SmoothedGenes.fit((7, 19), [(logged, xy)], rng)
     # what is said of an observation hangs on one direction of the genes around it
     prediction = (mean_of_nearest(xy, 19) @ logged) @ weight
     predictions = np.stack([prediction, -prediction], axis=1)
@@ -137,7 +137,7 @@ def test_loadings_express_scores_in_genes() -> None:
     parts = [(sparse.csr_matrix(rng.poisson(1.0, (n, 12)).astype(np.float32)), rng.uniform(0, 20, (n, 2)))
              for n in (300, 260)]  # fmt: skip
     for sections in (parts[:1], [parts[0], parts[0]]):  # several sections are scaled one by one
-        smoothed = SmoothedGenes((7, 19)).fit(sections, np.random.default_rng(0))
+        smoothed = SmoothedGenes.fit((7, 19), sections, np.random.default_rng(0))
         coefficients = rng.standard_normal((smoothed.axes.shape[1], 2))
         logged, xy = sections[0]
         direct = smoothed.transform(logged, xy) @ coefficients

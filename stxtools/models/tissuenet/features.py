@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ _FLOOR = 0.01  # added to the standard deviation of a gene: rarely expressed one
 _SECTION_FLOOR = 0.1  # added to that of a smoothed gene in one section of several (log expression)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class SmoothedGenes:
     """Principal axes of genes that were centred by section, scaled, and averaged over several neighbourhoods.
 
@@ -41,34 +40,36 @@ class SmoothedGenes:
     counts as average. With several sections, smoothed genes are divided by their standard deviations in each section.
     """
 
-    sizes: Any  # of the neighbourhoods
-    by_section: Any = False  # whether there were several sections
-    gene_scale: Any = None  # divisors of the genes, (G,), and then of the smoothed ones, (sizes x G,)
-    scale: Any = None
-    axes: Any = None  # (sizes x G, k)
+    sizes: Sequence[int]  # of the neighbourhoods
+    by_section: bool  # whether there were several sections
+    gene_scale: Floats32  # divisors of the genes, (G,), and then of the smoothed ones, (sizes x G,)
+    scale: Floats32
+    axes: Floats32  # (sizes x G, k)
 
-    def fit(self, sections: Sequence[tuple[sparse.csr_matrix, Floats]], rng: np.random.Generator) -> SmoothedGenes:
+    @classmethod
+    def fit(
+        cls, sizes: Sequence[int], sections: Sequence[tuple[sparse.csr_matrix, Floats]], rng: np.random.Generator
+    ) -> SmoothedGenes:
         """Learn scales and axes from log expression (n, G) and coordinates of the sections."""
         n = np.array([logged.shape[0] for logged, _ in sections])
-        self.sizes, self.by_section = np.array(self.sizes, dtype=np.int64), np.array([len(sections) > 1])
         variance = sum(column_moments(logged)[1] * m for (logged, _), m in zip(sections, n, strict=True)) / n.sum()
-        self.gene_scale = (np.sqrt(variance) + _FLOOR).astype(np.float32)
+        gene_scale = (np.sqrt(variance) + _FLOOR).astype(np.float32)
+        ones = np.ones(len(gene_scale) * len(sizes), dtype=np.float32)
+        out = cls(list(sizes), len(sections) > 1, gene_scale, ones, ones[:, None])
         counts = np.maximum(1, (n * min(1.0, _FIT_ROWS / n.sum())).astype(int))
-        self.scale = np.ones(len(self.gene_scale) * len(self.sizes), dtype=np.float32)
         parts = []
         for (logged, xy), count in zip(sections, counts, strict=True):
-            part = self._smoothed(logged, xy, np.sort(rng.permutation(len(xy))[:count]))
-            part -= np.tile(_gene_means(logged), len(self.sizes))
-            part /= self._scale(logged, xy)
+            part = out._smoothed(logged, xy, np.sort(rng.permutation(len(xy))[:count]))
+            part -= np.tile(_gene_means(logged), len(sizes))
+            part /= out._scale(logged, xy)
             parts.append(part)
         sample = np.concatenate(parts)
-        if not self.by_section:
-            self.scale = (sample.std(axis=0) + 1e-3).astype(np.float32)
-            sample /= self.scale
+        if not out.by_section:
+            out = replace(out, scale=(sample.std(axis=0) + 1e-3).astype(np.float32))
+            sample /= out.scale
         k = min(_N_AXES, *sample.shape)
         _, _, right = randomized_svd(sample, k, n_iter=3, random_state=int(rng.integers(2**31)))
-        self.axes = np.ascontiguousarray(right.T, dtype=np.float32)
-        return self
+        return replace(out, axes=np.ascontiguousarray(right.T, dtype=np.float32))
 
     def transform(self, logged: sparse.csr_matrix, xy: Floats, rows: Ints | None = None) -> Floats32:
         """Scores of a section, (n, k), or of some of its ``rows``."""
@@ -131,7 +132,7 @@ class Featurizer:
             parts = [(s.genes, s.section.xy) for s in sections if s.genes is not None]
             # means over half of a small section are hardly local
             largest = max(float(np.median([s.section.n_obs for s in sections])) / 4, _GENE_SIZES[0])
-            self.smoothed = SmoothedGenes([size for size in _GENE_SIZES if size <= largest]).fit(parts, rng)
+            self.smoothed = SmoothedGenes.fit([size for size in _GENE_SIZES if size <= largest], parts, rng)
         unscaled = [self._unscaled(s) for s in sections]
         means, scores = (np.concatenate(parts) for parts in zip(*unscaled, strict=True))
         unit = np.sqrt(scores.var(axis=0)[:_UNIT_AXES].mean()) + 1e-6 if scores.size else 1.0
