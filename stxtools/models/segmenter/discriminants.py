@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -93,11 +94,16 @@ def redrawn_confidence(
     return out
 
 
-def _pieces(section: Section, rows: Ints, labels: Ints) -> list[tuple[int, int, float]]:
-    """Class, number of labels and squared radius of connected pieces of labels; an infinite radius for the small ones.
+class _Piece(NamedTuple):
+    """Labels of one class that lie together."""
 
-    The single labels of a class, and those of its pieces beyond the largest, count as one piece.
-    """
+    code: int
+    n_labels: int
+    squared_radius: float  # infinite: they lie anywhere
+
+
+def _pieces(section: Section, rows: Ints, labels: Ints) -> list[_Piece]:
+    """Connected pieces of labels; single labels of a class, and its pieces beyond the largest, lie anywhere."""
     known = np.flatnonzero(labels >= 0)
     if not known.size:
         return []
@@ -105,24 +111,25 @@ def _pieces(section: Section, rows: Ints, labels: Ints) -> list[tuple[int, int, 
     same = codes[graph.row] == codes[graph.col]
     edges = sparse.coo_matrix((same[same], (graph.row[same], graph.col[same])), graph.shape)
     piece = connected_components(edges, directed=False)[1]
-    _, one_of, size = np.unique(piece, return_index=True, return_counts=True)
-    squared = ((xy - group_means(xy, np.ones(len(xy)), piece)[piece]) ** 2).sum(axis=1)
-    radius = maximum(squared, piece, np.arange(len(size)))
+    _, first, size = np.unique(piece, return_index=True, return_counts=True)
+    from_centre = ((xy - group_means(xy, np.ones(len(xy)), piece)[piece]) ** 2).sum(axis=1)
+    radius = maximum(from_centre, piece, np.arange(len(size)))
     large = np.argsort(-size, kind="stable")[:_MAX_PIECES]
     large = large[size[large] > 1]
-    classes, counts = np.unique(codes[~np.isin(piece, large)], return_counts=True)
-    infinite = np.full(len(classes), np.inf)
-    columns = np.r_[codes[one_of[large]], classes], np.r_[size[large], counts], np.r_[radius[large], infinite]
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    out = [_Piece(int(codes[first[i]]), int(size[i]), float(radius[i])) for i in large]
+    others = zip(*np.unique(codes[~np.isin(piece, large)], return_counts=True), strict=True)
+    return out + [_Piece(int(code), int(count), np.inf) for code, count in others]
 
 
-def _moved(xy: Floats, pieces: Sequence[tuple[int, int, float]], predicted: Ints, rng: np.random.Generator) -> Ints:
+def _moved(xy: Floats, pieces: Sequence[_Piece], predicted: Ints, rng: np.random.Generator) -> Ints:
     """Labels (n,) that are as many and lie as close together, around random observations of their predicted class."""
     out = np.full(len(xy), -1)
-    members = {c: np.flatnonzero(predicted == c) for c, _, _ in pieces}
-    for c, size, radius in pieces:
-        distance = ((xy[members[c]] - xy[rng.choice(members[c])]) ** 2).sum(axis=1)
-        n_near = max(size, int((distance <= radius * (1 + 1e-9)).sum()))
+    members = {p.code: np.flatnonzero(predicted == p.code) for p in pieces}
+    for p in pieces:
+        rows = members[p.code]
+        distance = ((xy[rows] - xy[rng.choice(rows)]) ** 2).sum(axis=1)
+        # at the rim of its class, a disc of that radius may hold fewer observations than labels
+        n_near = max(p.n_labels, int((distance <= p.squared_radius * (1 + 1e-9)).sum()))
         near = np.argpartition(distance, n_near - 1)[:n_near]
-        out[members[c][rng.choice(near, size, replace=False)]] = c
+        out[rows[rng.choice(near, p.n_labels, replace=False)]] = p.code
     return out
