@@ -87,8 +87,8 @@ class TissueNetParams:
     ----------
     conv
         ``"gatv2"`` (attention) or ``"sum"`` (over the neighbours).
-    hidden, out_channels, layers, heads, dropout, embed_dropout
-        Widths of the node states, message-passing layers, attention heads, dropout with labels and without.
+    hidden, out_channels, layers, heads, dropout
+        Widths of the node states, message-passing layers, attention heads, dropout (with labels).
     unet
         Whether a U-Net on the raster is trained jointly (multi-task); its features are read at each observation and
         pooled by region.
@@ -131,7 +131,6 @@ class TissueNetParams:
     layers: int = 2
     heads: int = 4
     dropout: float = 0.3
-    embed_dropout: float = 0.1
     unet: bool = True
     unet_width: int = 16
     unet_depth: int = 2
@@ -169,7 +168,7 @@ class TissueNetParams:
             check_int(name, getattr(self, name), minimum=1, maximum=_MAX_WIDTH)
         check_int("layers", self.layers, minimum=1, maximum=_MAX_LAYERS)
         _check_unet(self.unet_width, self.unet_depth, self.kernel_size, "unet_")
-        for name in ("dropout", "embed_dropout", "hide", "input_dropout"):
+        for name in ("dropout", "hide", "input_dropout"):
             check_number(name, getattr(self, name), minimum=0, maximum=0.95)
         check_number("lr", self.lr, above=0)
         for name in ("alpha", "beta", "gamma", "region_loss", "weight_decay"):

@@ -35,6 +35,14 @@ class GatedGATv2(GATv2Conv):
         return alpha if edge_attr is None else alpha * edge_attr[:, None]
 
 
+class Messages(NamedTuple):
+    """States of the regions (R, d), and the attention of the last layer: edges (2, E') and their weights (E',)."""
+
+    states: Tensor
+    edges: Tensor
+    attention: Tensor
+
+
 class RegionGNN(nn.Module):
     r"""Layers of message passing over regions, ``"gatv2"`` (Brody et al. 2022; attention, residual) or ``"sum"``.
 
@@ -63,11 +71,8 @@ class RegionGNN(nn.Module):
 
     def forward(
         self, h: Tensor, edges: Tensor, gate: Tensor | None = None, core: tuple[int, int] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return states (R, out), and attention of the last layer as edges (2, E') and weights (E',).
-
-        With ``core`` (see :class:`Subgraph`; without ``gate``) only those of the core.
-        """
+    ) -> Messages:
+        """Pass messages; with ``core`` (see :class:`Subgraph`; without ``gate``) return only those of the core."""
         # PyTorch Geometric's own self-loops would make the host wait for the device in every layer
         loops = torch.arange(len(h) if self.kind == "gatv2" else 0, device=h.device).expand(2, -1)
         gate = None if gate is None else torch.cat([gate, gate.new_ones(loops.shape[1])])
@@ -86,16 +91,16 @@ class RegionGNN(nn.Module):
                 h = self.norms[i](out + self.skips[i](receivers))
                 h = F.elu(h) if i < last else h
         if self.kind == "sum":
-            return h, edges, 1 / degree(edges[1], len(h), h.dtype)[edges[1]]
-        return h, messages, alpha.mean(dim=1)
+            return Messages(h, edges, 1 / degree(edges[1], len(h), h.dtype)[edges[1]])
+        return Messages(h, messages, alpha.mean(dim=1))
 
-    def by_parts(self, h: Tensor, parts: Sequence[Subgraph]) -> tuple[Tensor, Tensor, Tensor]:
+    def by_parts(self, h: Tensor, parts: Sequence[Subgraph]) -> Messages:
         """Run :meth:`forward` on one part after the other, whose halos must reach as many steps as there are layers."""
         outputs = [self(h[part.nodes], part.edges, core=part.core) for part in parts]
         states, local_edges, attention = zip(*outputs, strict=True)
         order = torch.cat([part.nodes[: part.core[0]] for part in parts]).argsort()
         edges = [part.nodes[local] for part, local in zip(parts, local_edges, strict=True)]
-        return torch.cat(states)[order], torch.cat(edges, dim=1), torch.cat(attention)
+        return Messages(torch.cat(states)[order], torch.cat(edges, dim=1), torch.cat(attention))
 
 
 class Readout(nn.Module):
@@ -192,7 +197,7 @@ class TissueModule(nn.Module):
         if observed is not None:
             nodes = torch.cat([nodes, pooled(observed, g)], dim=1)
         parts = () if self.training else g.parts
-        states, z, logits, edges, attention = self.pass_messages(nodes, g.edges, parts=parts, core=g.core)
+        (states, edges, attention), z, logits = self.pass_messages(nodes, g.edges, parts=parts, core=g.core)
         obs_logits = {}
         if observed is not None:
             obs_logits = {task: logits[task][g.region] + head(observed) for task, head in self.obs_heads.items()}
@@ -202,12 +207,12 @@ class TissueModule(nn.Module):
     def pass_messages(
         self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None, parts: Sequence[Subgraph] = (),
         core: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
-        """Return states, Z and logits of the regions, and edges with their attention."""
-        states, edges, attention = self.gnn.by_parts(nodes, parts) if parts else self.gnn(nodes, edges, gate, core)
-        z = self.readout(states)
-        both = torch.cat([states, z.expand_as(states)], dim=1)
-        return states, z, {task: head(both) for task, head in self.heads.items()}, edges, attention
+    ) -> tuple[Messages, Tensor, dict[str, Tensor]]:  # fmt: skip
+        """Return what the graph network gives, Z, and the logits of the regions."""
+        passed: Messages = self.gnn.by_parts(nodes, parts) if parts else self.gnn(nodes, edges, gate, core)
+        z = self.readout(passed.states)
+        both = torch.cat([passed.states, z.expand_as(passed.states)], dim=1)
+        return passed, z, {task: head(both) for task, head in self.heads.items()}
 
     def observe(self, g: GraphTensors, turn: int = 0) -> Tensor | None:
         """Return the features of the observations by reader and U-Net, (n, d); None without either."""

@@ -28,6 +28,7 @@ from .features import BIOMARKER, CLASSES, EXPRESSION, Featurizer, TrainingTarget
 from .inputs import RegionSection, region_means
 
 _MANY = 5000  # regions of a step from which several CPU threads pay
+_EMBED_DROPOUT = 0.1  # without labels
 _NETWORK_ALONE = Ensemble(Stack(Weights(network=1.0)))
 
 
@@ -207,7 +208,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         gnn = RegionGNN(
             n_nodes + (p.unet_width if unet is not None else 0) + (p.spot_width if n_inputs else 0),
             hidden=p.hidden, out_channels=p.out_channels, layers=p.layers, conv=p.conv, heads=p.heads,
-            dropout=p.dropout if labelled else p.embed_dropout,
+            dropout=p.dropout if labelled else _EMBED_DROPOUT,
         )  # fmt: skip
         return TissueModule(
             n_nodes, gnn, p.out_channels, unet, self.tasks,
