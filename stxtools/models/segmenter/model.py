@@ -134,6 +134,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             If there are fewer distinct observations than ``n_segments``.
         """
         self.net, self.gene_classifier, self.history, run = None, None, [], with_defaults(run)
+        # samples and sums then do not depend on how the rows are ordered
         orders = [s.canonical_order() for s in sections]
         unordered, sections = sections, [s.take(order) for s, order in zip(sections, orders, strict=True)]
         if self.start is None:
@@ -145,6 +146,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             expression = expression() if self.batch.any() else None
         genes = None if expression is None else [e.take(order) for e, order in zip(expression, orders, strict=True)]
         sections = [self.scaling.centred(s) for s in sections]
+
         if labels is None:
             pseudo_labels = pseudo_labels_from_clustering(
                 sections, n_segments, np.random.default_rng(_CONSENSUS_SEED), run["show_progress"],
@@ -156,9 +158,11 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
                 sections, ordered, list(classes or []), run["random_state"], class_shares
             )
         self.classes, self.curve = pseudo_labels.classes, pseudo_labels.curve
+
         tensors, members = target_rasters(sections, pseudo_labels, self.scaling.scale, run["random_state"])
         predicted, accelerator = self._train(tensors, run), run["accelerator"]
         proba = [p[m] for (p, _), m in zip(predicted, members, strict=True)]
+        # the class sizes that were promised: no class without an observation, or the shares that were given
         offsets = np.zeros(len(self.classes))
         if labels is None:
             offsets = self._offsets_for_all(tensors, np.concatenate([features for _, features in predicted]))
@@ -199,7 +203,8 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
     def _order_by_size(self, sections: Sequence[Section], proba: Floats32, accelerator: str) -> None:
         """Number the classes by their predicted size, largest first.
 
-        ``proba`` was predicted in training; :meth:`predict` gives the same but for rounding.
+        ``proba`` was predicted in training. :meth:`predict` reads the rows in their own order and rounds differently,
+        so two classes of nearly the same size may change places: such classes are counted again as predicted.
         """
         head = self.fitted_net().head
         for turn in range(_REORDERINGS + _BIAS_STEPS):
