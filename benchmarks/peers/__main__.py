@@ -146,7 +146,7 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     """ARI per method and section (mean over seeds), or why there is none, and means over sections.
 
     The last columns are the mean over all sections, of methods that finished them all, then mean and mean rank over the
-    sections that all ranked methods finished.
+    sections that all ranked methods finished: those that got the number of classes and finished half of the sections.
     """
     methods = [m for m in METHODS if (table["method"] == m).any()]
     sections = list(dict.fromkeys(table["section"]))
@@ -156,11 +156,12 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     out = out.where(mean.notna(), "")
     for row in table[table["ari"].isna()].itertuples():
         out.loc[row.method, row.section] = out.loc[row.method, row.section] or row.failed
-    ranked = mean.drop(index=list(NOT_RANKED), errors="ignore").dropna(how="all")
+    ranked = mean.drop(index=list(NOT_RANKED), errors="ignore")
+    ranked = ranked[ranked.notna().mean(axis=1) >= 0.5]
     common = list(ranked.columns[ranked.notna().all()])
     columns = {
         f"mean of {len(sections)}": mean.mean(axis=1, skipna=False),
-        f"mean of {len(common)}": mean[common].mean(axis=1),
+        f"mean of {len(common)}": mean[common].mean(axis=1, skipna=False),
     }
     for name, values in columns.items():
         out[name] = values.map(lambda v: "" if np.isnan(v) else f"{v:.3f}")
