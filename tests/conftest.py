@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,14 +195,16 @@ def read_back(adata: ad.AnnData, folder: Path) -> tuple[ad.AnnData, ad.AnnData]:
 
 
 class InMemory:
-    """Expression of one section as one block of genes."""
+    """Expression of one section in ``n_blocks`` blocks of genes."""
 
-    def __init__(self, matrix: sparse.csr_matrix) -> None:
+    def __init__(self, matrix: sparse.csr_matrix, n_blocks: int = 1) -> None:
         self.matrix, self.shape = matrix, matrix.shape
-        self.slices = [slice(0, matrix.shape[1])]
+        ends = np.linspace(0, matrix.shape[1], n_blocks + 1).astype(int)
+        self.slices = [slice(start, stop) for start, stop in pairwise(ends)]
+        self.signed = bool(matrix.data.min() < 0)
 
     def block(self, genes: slice) -> sparse.csr_matrix:
-        return self.matrix
+        return self.matrix[:, genes]
 
     def rows(self, genes: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         yield slice(0, self.shape[0]), self.matrix if genes is None else self.matrix[:, genes]
@@ -232,6 +235,7 @@ def region_effects(
     seeds: Sequence[int] | None = None,
     covariates: Any = None,
     n_genes: np.ndarray | None = None,
+    n_blocks: int = 1,
 ) -> list[Any]:
     """Test regions of one section (observations x genes) against the rest of it."""
     from stxtools.stats._composition import Covariates
@@ -239,7 +243,7 @@ def region_effects(
 
     covariates = Covariates() if covariates is None else covariates
     matrix = sparse.csr_matrix(values.astype(np.float32))
-    view = SectionView(InMemory(matrix), np.arange(len(xy)), xy, 0, None, covariates, n_genes)
+    view = SectionView(InMemory(matrix, n_blocks), np.arange(len(xy)), xy, 0, None, covariates, n_genes)
     seeds = [0] * len(regions) if seeds is None else seeds
     given = (covariates.composition,)
     contrasts = [Contrast(view, label, n_null, (i,), given) for label, i in zip(regions, seeds, strict=True)]

@@ -234,3 +234,24 @@ def test_products_of_sparse_rows_equal_dense_ones():
         add_products(matrix[:30], out)
         add_products(matrix[30:], out)
         np.testing.assert_allclose(symmetric(out), (matrix.T @ matrix).toarray(), atol=1e-12)
+
+
+def test_rare_genes_do_not_calibrate_common_ones():
+    rng = np.random.default_rng(2)
+    xy = np.stack(np.meshgrid(np.arange(30), np.arange(30)), axis=-1).reshape(-1, 2).astype(float)
+    region = np.argsort(np.argsort(np.hypot(*(xy - 15.2).T))) < 12
+    common, rare = rng.poisson(3.0, (900, 400)), rng.poisson(0.004, (900, 400))
+    common[region, 0] = rng.poisson(7.0, 12)
+    alone, mixed = (region_effects(np.log1p(v), xy, [region], 400)[0] for v in (common, np.hstack([common, rare])))
+    p_alone, p_mixed = (2 * stats.t.sf(e.statistic[0], e.df[0]) for e in (alone, mixed))
+    assert p_alone < 1e-4
+    assert p_mixed < 3 * p_alone
+    assert (mixed.shrinkage[400:] < 1).any()  # rare genes are calibrated
+
+
+def test_negative_values_decide_the_scale_of_all_blocks():
+    rng = np.random.default_rng(5)
+    xy, values = rng.uniform(0, 20, (200, 2)), np.log1p(rng.poisson(2.0, (200, 12)))
+    values[:2, 7] = -1.0
+    whole, parts = (region_effects(values, xy, [xy[:, 0] < 6], 100, n_blocks=n)[0] for n in (1, 4))
+    np.testing.assert_array_equal(parts.statistic, whole.statistic)

@@ -247,6 +247,7 @@ class GeneBlocks:
         self.slices = gene_slices(read.summary.n_cells, budget / _BYTES_PER_VALUE)
         self.limit = budget * _MEMORY_SHARE
         self.depth = None if read.scale == "log" else read.summary.depth
+        self.signed = read.scale == "scaled"
         self.n_genes = read.summary.n_genes
 
     def block(self, genes: slice) -> Csr:

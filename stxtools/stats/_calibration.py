@@ -2,12 +2,14 @@
 
 A gene's moments hardly see rare expression, so the tail of a beta distribution is too light where a region is small.
 Under the null, the region is one more random region. So each random region is tested as if it were the region, with the
-moments of the others, and a p-value of the region becomes the share of these p-values that are as small.
+moments of the others, and a p-value of the region becomes the share of these p-values that are as small, among genes
+of similar expression: rare genes would hide the others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import stats
@@ -22,6 +24,8 @@ _LEAST_Z_ONE_SIDED = 1.5  # on the side of the shorter tail
 _BEYOND = 0.1  # p-values per random region beyond which the tail is extrapolated
 _FEWEST = 10  # p-values that show a tail
 _SMALL = 0.001
+_TRIMMED = 0.01  # share of the random regions with most of them: by chance, some are a compartment of the tissue
+_STRATUM, _MOST_STRATA = 200, 3  # fewest genes of a stratum of mean expression, most strata
 
 
 @dataclass(frozen=True)
@@ -57,45 +61,47 @@ class PowerSums:
 def null_tail(null: Floats, first: int, sums: PowerSums, most: float, *, one_sided: bool) -> Floats:
     """Return the small p-values of null correlations (genes x regions, from the ``first`` on).
 
-    Columns: -log p with the sign of the correlation, and the region.
+    Columns: -log p with the sign of the correlation, the gene and the region.
     """
     least = (_LEAST_Z_ONE_SIDED if one_sided else _LEAST_Z) * np.sqrt(sums.square / sums.n)
     gene, region = np.nonzero(np.abs(null) > np.maximum(least, 1e-9)[:, None])
     r = null[gene, region]
     pvals = region_pvals(np.clip(r, -0.999999, 0.999999), *sums.without(gene, r).moments(most), one_sided=one_sided)
-    small = pvals <= START
-    return np.stack([-np.log(pvals[small]) * np.sign(r[small]), first + region[small]], axis=1)
+    return np.stack([-np.log(pvals) * np.sign(r), gene, first + region], axis=1)[pvals <= START]
 
 
-def calibrated(
-    statistic: Floats, df: Floats, tail: Floats, n_null: int, n_genes: int, *, one_sided: bool, trimmed: float
-) -> Floats:  # fmt: skip
-    """Return t statistics with calibrated p-values, which are never smaller; their order stays.
+def calibrated(statistic: Floats, df: Floats, mean: Floats, tail: Floats, n_null: int, *, one_sided: bool) -> Floats:
+    """Return t statistics with calibrated p-values, which are never smaller; in a stratum, their order stays.
 
-    ``trimmed``: share of the random regions, those with most small p-values.
-    ``tail``: small p-values of ``n_genes`` in ``n_null`` random regions; each sign by itself if ``one_sided``.
+    ``mean``: expression, NaN in genes without a test. ``tail``: small p-values of the others in ``n_null`` random
+    regions; each sign by itself if ``one_sided``.
     """
     out = statistic.copy()
-    tail, n_null = _usual(tail, n_null, trimmed)
-    pvals = 2.0 * stats.t.sf(np.abs(statistic), df)
-    for sign in (1.0, -1.0):
-        null = np.abs(tail[tail * sign > 0] if one_sided else tail)
-        part = (np.sign(statistic) == sign) & (pvals <= START)
-        n = n_null * n_genes / (1 + one_sided)
-        mended = np.exp(-_curve(-np.log(pvals[part]), np.sort(null)[::-1], n, _BEYOND * n_null))
+    tail, n_null = _usual(tail, n_null)
+    known = ~np.isnan(mean)
+    n_strata = int(np.clip(known.sum() // _STRATUM, 1, _MOST_STRATA))
+    order = np.flatnonzero(known)[np.argsort(mean[known], kind="stable")]
+    of_tail = tail[:, 1].astype(np.int64)
+    for genes, sign in product(np.array_split(order, n_strata), (1.0, -1.0)):
+        null = tail[np.isin(of_tail, genes), 0]
+        null = np.abs(null[null * sign > 0] if one_sided else null)
+        part = genes[np.sign(statistic[genes]) == sign]
+        pvals = 2.0 * stats.t.sf(np.abs(statistic[part]), df[part])
+        part, pvals = part[pvals <= START], pvals[pvals <= START]
+        n = n_null * len(genes) / (1 + one_sided)
+        mended = np.exp(-_curve(-np.log(pvals), np.sort(null)[::-1], n, _BEYOND * n_null))
         # the same to the bit where nothing changes
-        found = sign * stats.t.isf(mended / 2.0, df[part])
-        out[part] = np.where(mended > pvals[part], found, statistic[part])
+        out[part] = np.where(mended > pvals, sign * stats.t.isf(mended / 2.0, df[part]), statistic[part])
     return out
 
 
-def _usual(tail: Floats, n_null: int, trimmed: float) -> tuple[Floats, int]:
+def _usual(tail: Floats, n_null: int) -> tuple[Floats, int]:
     """Leave out the random regions with most small p-values; return the others' and their number."""
-    region = tail[:, 1].astype(np.int64)
+    region = tail[:, 2].astype(np.int64)
     count = np.bincount(region[np.abs(tail[:, 0]) >= -np.log(_SMALL)], minlength=n_null)
     usual = np.ones(n_null, dtype=bool)
-    usual[np.argsort(-count, kind="stable")[: int(trimmed * n_null)]] = False
-    return tail[usual[region], 0], int(usual.sum())
+    usual[np.argsort(-count, kind="stable")[: int(_TRIMMED * n_null)]] = False
+    return tail[usual[region]], int(usual.sum())
 
 
 def _curve(score: Floats, null: Floats, n: float, beyond: float) -> Floats:

@@ -81,7 +81,7 @@ class Outcome:
 def outcome_within(contrasts: Sequence[Contrast], design: Design) -> Outcome:
     """Combine the tests of a group over libraries, or over the subjects that they come from."""
     subjects = None if design.subjects is None else np.array(design.replicates)
-    parts = [c.description for c in contrasts if c.description is not None]
+    parts = [c.description for c in contrasts]
     described = Description(*(np.mean([getattr(d, each.name) for d in parts], axis=0) for each in fields(Description)))
     known = np.stack([c.effects[0].variance > 0 for c in contrasts])
     error = standard_error(_subject_means(np.stack([d.effect for d in parts]), known, subjects))

@@ -243,8 +243,7 @@ def n_words(n_labels: int) -> int:
 class RegionDraws(PackedLabels):
     """A region and, after it, its random regions; the same for its complement.
 
-    The side without the first observation is tested; ``flipped``: that is the complement. ``copied``: its
-    random regions are copies of it.
+    The side without the first observation is tested; ``flipped``: that is the complement.
     """
 
     def __init__(self, xy: Floats, pairs: LagPairs, label: Bools, n_null: int, seed: Sequence[int]) -> None:
@@ -254,7 +253,6 @@ class RegionDraws(PackedLabels):
         rng = np.random.default_rng([*seed, zlib.crc32(np.packbits(side).tobytes())])
         few = side.mean() <= 0.5
         copies = _region_copies(xy, side if few else ~side, pairs, rng)
-        self.copied = copies is not None
         if copies is None:
             drawn = LabelSampler(xy, self.model, pairs.spacing).draw(n_null, rng)
         else:

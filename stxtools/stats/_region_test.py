@@ -34,13 +34,13 @@ from ._smooth import N_FUNCTIONS, Metric, SmoothBasis, smooth_basis
 
 FIRST_PASS_FDR = 0.2
 MIN_NULL = 50
-TRIMMED = 0.02  # share of random fields that do not calibrate: by chance, some are a compartment of the tissue
 
 
 class ExpressionReader(Protocol):
-    """Log expression of observations x genes, read by blocks of genes or by rows."""
+    """Log expression of observations x genes, read by blocks of genes or by rows; ``signed``: with negative values."""
 
     shape: tuple[int, int]
+    signed: bool
     slices: list[slice]
 
     def block(self, genes: slice) -> Csr:
@@ -113,7 +113,7 @@ class SectionView:
 
     def section(self, block: Csr) -> SectionExpression:
         """Return a block of genes for the observations."""
-        return SectionExpression(block[self.rows], self.depth)
+        return SectionExpression(block[self.rows], self.depth, signed=self.expression.signed)
 
     def stored(self, genes: Ints, size: int, factor: Floats | None = None) -> Iterator[Csr]:
         """Yield ``size`` observations at a time in storage order, times a ``factor`` on the linear scale."""
@@ -164,7 +164,7 @@ class Contrast:
     seed: Sequence[int]
     questions: tuple[bool, ...] = (False,)
     alternative: Alternative = "two-sided"
-    description: Description | None = None
+    description: Description = field(init=False)  # set before the test
     effects: tuple[RegionEffect, ...] = ()
 
     @property
@@ -196,7 +196,9 @@ class _RegionTest:
         if self.composition and not self.view.unweighted and genes.start not in strengths:
             strengths[genes.start] = correlation.strengths()
         alternative = self.contrast.alternative if self.final else None
-        self.blocks.append(test_region(correlation, self.n_null, len(section), self.draws.model, alternative))
+        block = test_region(correlation, self.n_null, len(section), self.draws.model, alternative)
+        block.null_tail[:, 1] += genes.start
+        self.blocks.append(block)
 
     def significant(self) -> Ints:
         """Return the significant genes by p-value, at most half of all."""
@@ -207,10 +209,9 @@ class _RegionTest:
 
     def effect(self) -> RegionEffect:
         effect, one_sided = concatenated(self.blocks), self.contrast.alternative != "two-sided"
-        n_genes = int((effect.variance > 0).sum())
-        args = effect.statistic, effect.df, effect.null_tail, self.n_null, n_genes
-        trimmed = 0.0 if self.draws.copied else TRIMMED
-        statistic = calibrated(*args, one_sided=one_sided, trimmed=trimmed)
+        mean = np.where(effect.variance > 0, self.contrast.description.mean, np.nan)
+        args = effect.statistic, effect.df, mean, effect.null_tail, self.n_null
+        statistic = calibrated(*args, one_sided=one_sided)
         changed = statistic != effect.statistic
         shrinkage = np.divide(statistic, effect.statistic, out=effect.shrinkage, where=changed)
         effect = replace(effect, statistic=statistic, shrinkage=shrinkage, null_tail=effect.null_tail[:0].copy())

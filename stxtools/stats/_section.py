@@ -68,10 +68,13 @@ class Moments:
 
 
 class SectionExpression:
-    """Log expression (observations x genes) of a section, or of some genes; ``depth``: weights of a region's mean."""
+    """Log expression (observations x genes) of a section, or of some genes; ``depth``: weights of a region's mean.
 
-    def __init__(self, matrix: Csr, depth: Floats | None = None) -> None:
-        self.matrix, self.depth = matrix, depth
+    ``signed``: the values, also those of other genes, are not all logarithms.
+    """
+
+    def __init__(self, matrix: Csr, depth: Floats | None = None, *, signed: bool = False) -> None:
+        self.matrix, self.depth, self.signed = matrix, depth, signed
         self._genes: dict[bool, GeneSums] = {}
 
     def __len__(self) -> int:
@@ -84,7 +87,7 @@ class SectionExpression:
         """
         if flat not in self._genes:
             matrix = self.matrix
-            if flat and matrix.nnz and matrix.data.min() >= 0:
+            if flat and not self.signed:
                 data = np.expm1(matrix.data, dtype=np.float32)
                 data *= np.float32(FLATTER)
                 np.log1p(data, out=data)
@@ -135,7 +138,7 @@ def test_region(
     df, skewness, kurtosis = sums.moments(most)
     r = np.clip(np.where(known, r, 0.0), -0.999999, 0.999999)
     one_sided = alternative not in (None, "two-sided")
-    tail = np.zeros((0, 2))
+    tail = np.zeros((0, 3))
     if alternative is None:
         statistic = r * np.sqrt(df / (1.0 - r**2))
     else:

@@ -28,6 +28,7 @@ class Features:
         self.values, self.names = values, list(names)
         self.shape = (int(values.shape[0]), int(values.shape[1]))
         self.slices = [slice(0, self.shape[1])]
+        self.signed = bool(values.data.min(initial=0.0) < 0)
 
     def block(self, genes: slice) -> Csr:
         """Return all features: there is one block."""
