@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata
 import pandas as pd
@@ -22,8 +22,15 @@ from stxtools.tl._biomarkers._design import chosen_groups
 
 from .options import UsageError
 
-Joined = tuple[AnnData, str | bool | None, list[str]]  # with the column that names the sections, and notes
 _MIN_PER_CLASS = 3  # observations, on average
+
+
+class Joined(NamedTuple):
+    """Sections in one AnnData, the column that names them, and notes for the summary."""
+
+    adata: AnnData
+    library_key: str | bool | None
+    notes: list[str]
 
 
 def read_sections(
@@ -33,14 +40,14 @@ def read_sections(
     if not sources:
         # one lesion in each section: disease and health lie side by side
         tissue = datasets.synthetic_tissue(n_patients=3, sections_per_patient=2, disease="lesion")
-        return tissue, library_key or "section", []
+        return Joined(tissue, library_key or "section", [])
     paths = [Path(source).expanduser() for source in sources]
     for path in paths:  # all, before the first is read
         if not path.exists():
             raise FileNotFoundError(f"There is no file {str(path)!r}.")
     parts = [io.read(path) for path in paths]
     if len(parts) == 1:
-        return parts[0], library_key, []
+        return Joined(parts[0], library_key, [])
     names = [section_name(path) for path in paths]
     if layer is None:
         _check_scales(parts, names)
@@ -83,7 +90,7 @@ def _join(parts: list[AnnData], names: list[str], library_key: str, use_rep: str
     spatial = {name: entry for part in parts for name, entry in dict(part.uns.get(_keys.SPATIAL, {})).items()}
     if spatial:
         out.uns[_keys.SPATIAL] = spatial
-    return out, library_key, notes
+    return Joined(out, library_key, notes)
 
 
 def _add_partial_columns(out: AnnData, parts: list[AnnData]) -> None:

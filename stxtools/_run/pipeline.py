@@ -163,7 +163,7 @@ def run_step(arguments: Mapping[str, Any]) -> None:
         if table is not None and Path(table).expanduser().resolve() == out.resolve():
             raise ValueError(f"`table` and OUT are the same file, {str(out)!r}; the one would replace the other.")
         start = time.perf_counter()
-        adata = read_sections([str(arguments["input"])], None, None)[0]
+        adata = read_sections([str(arguments["input"])], None, None).adata
         log(f"read {time.perf_counter() - start:.1f} s: {adata.n_obs:,} x {adata.n_vars:,}", quiet)
         start = time.perf_counter()
         function, extra = function_of(step), {"path": out, "show_progress": False if quiet else None}
