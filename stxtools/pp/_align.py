@@ -99,12 +99,7 @@ def align(
     if landmarks is not None:
         maps = _from_landmarks(landmarks, names, reference, method)
     elif len(names) > 1:
-        for name, xy in zip(names, coordinates, strict=True):
-            if len(np.unique(xy, axis=0)) < _MIN_OBS or np.linalg.matrix_rank(xy - xy.mean(axis=0)) < 2:
-                raise ValueError(
-                    f"Section {name!r} has {len(xy)} observation(s), too few (or on a line) for an alignment "
-                    f"without landmarks: {_MIN_OBS} positions are needed. Pass `landmarks`, or drop the section."
-                )
+        _check_positions(names, coordinates)
         if use_rep is None:
             expression = Expression(adata, layer, in_memory=False)
             features, _ = compute_representation(expression, random_state, n_comps=_N_COMPS, n_top_genes=_N_TOP_GENES)
@@ -112,11 +107,7 @@ def align(
         else:
             features = stored_representation(adata, use_rep)
         points = dict(zip(names, map(PointSet, coordinates, where.split(features)), strict=True))
-        rng = np.random.default_rng(random_state)
-        for name in names:
-            if name != reference:
-                stage("aligning")
-                maps[name] = register(points[name], points[reference], method=method, rng=rng)
+        maps = _from_images(points, reference, method, random_state)
     matrices = {name: maps[name][0] if name in maps else np.eye(2, 3) for name in names}
     aligned = [
         xy if name == reference else xy @ matrices[name][:, :2].T + matrices[name][:, 2]
@@ -165,6 +156,26 @@ def _from_landmarks(landmarks: Mapping[str, ArrayLike], names: list[str], refere
             )
         residual = source @ matrix[:, :2].T + matrix[:, 2] - target
         maps[name] = matrix, {"rmse": float(np.sqrt((residual**2).sum(axis=1).mean()))}
+    return maps
+
+
+def _check_positions(names: list[str], coordinates: list[Floats]) -> None:
+    for name, xy in zip(names, coordinates, strict=True):
+        if len(np.unique(xy, axis=0)) < _MIN_OBS or np.linalg.matrix_rank(xy - xy.mean(axis=0)) < 2:
+            raise ValueError(
+                f"Section {name!r} has {len(xy)} observation(s), too few (or on a line) for an alignment "
+                f"without landmarks: {_MIN_OBS} positions are needed. Pass `landmarks`, or drop the section."
+            )
+
+
+def _from_images(sections: dict[str, PointSet], reference: str, method: Method, seed: int) -> Maps:
+    """Return the map that registers the images of each section to the reference's, and its score."""
+    rng = np.random.default_rng(seed)
+    maps = {}
+    for name, section in sections.items():
+        if name != reference:
+            stage("aligning")
+            maps[name] = register(section, sections[reference], method=method, rng=rng)
     return maps
 
 
