@@ -306,13 +306,13 @@ def test_validation_of_a_large_section_reads_a_bounded_number_of_pixels() -> Non
     loader = validation_loader([raster])
     assert loader is not None
     batches = list(loader)
-    assert sum(b[0].shape[-1] * b[0].shape[-2] for b in batches) <= MAX_VALIDATION_PIXELS
-    assert all(float(b[3].sum()) > 0 for b in batches)
+    assert sum(b["x"].shape[-1] * b["x"].shape[-2] for b in batches) <= MAX_VALIDATION_PIXELS
+    assert all(float(b["weight"].sum()) > 0 for b in batches)
     small = _raster((60, 50), 2, 0.9)
     small.target, small.weight = torch.ones(len(small.flat), 1), torch.ones(len(small.flat))
     small.val_weight = torch.ones(len(small.flat))
     whole = list(validation_loader([small]) or [])
-    assert [b[0].shape[-2:] for b in whole] == [(60, 50)]
+    assert [b["x"].shape[-2:] for b in whole] == [(60, 50)]
 
 
 def test_max_memory_bounds_the_tile() -> None:

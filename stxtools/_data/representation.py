@@ -160,6 +160,7 @@ def stored_projection(adata: AnnData, values: Floats32, matrix: Csr, scale: str)
     centred = values - centre
     total = float(np.square(centred).sum())
     gene_sets = _gene_sets(adata, values.shape[1])
+    # nothing in an AnnData says how its PCA was made: try what scanpy's users do
     for logged, target in _log_candidates(adata, matrix, scale):
         for genes in gene_sets:
             mean, spread, regression = _moments(logged, genes, centred)

@@ -90,7 +90,7 @@ def _with_halo(graph: Csr, core: Ints, hops: int) -> Subgraph:
 def bounded_components(graph: Csr, max_size: int, rng: np.random.Generator) -> Ints:
     """Return connected components, those of more than ``max_size`` nodes cut into connected parts below it."""
     labels, rows, n_labels = np.empty(graph.shape[0], dtype=np.int64), np.arange(graph.shape[0]), 0
-    while True:
+    while True:  # cut what is too large, and look at the pieces in the next turn
         n_components, component = connected_components(graph, directed=False)
         labels[rows] = n_labels + component
         n_labels += n_components

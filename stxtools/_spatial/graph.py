@@ -109,6 +109,7 @@ def _scattered_edges(mesh: Mesh) -> tuple[Ints, Ints, Floats, Floats]:
     size = np.bincount(mesh.member)
     contact = mesh.contact / (size[a] + size[b] - 1)  # divided over all edges of observations between the two points
     parts = [(mesh.first[a], mesh.first[b], mesh.length, contact)]
+    # a duplicate is a neighbour of the first observation at its position, and of all that this one's neighbours are
     duplicates = np.flatnonzero(mesh.first[mesh.member] != np.arange(len(mesh.member)))
     if len(duplicates):
         point = mesh.member[duplicates]

@@ -153,7 +153,7 @@ def _from_array(xy: Floats, array: Array, kind: Kind) -> tuple[Ints, RasterGrid]
     if pd.DataFrame(grid).duplicated().any() or not _matches_space(xy, grid):
         return None
     grid = grid - grid.min(axis=0)
-    grid //= np.maximum(np.gcd.reduce(grid, axis=0), 1)
+    grid //= np.maximum(np.gcd.reduce(grid, axis=0), 1)  # numbers may have gaps, such as every second row
     if np.linalg.matrix_rank(grid - grid.mean(axis=0)) < 2:  # a line of pixels
         return _build(xy, grid, "square")
     row, col = grid.T
@@ -161,6 +161,7 @@ def _from_array(xy: Floats, array: Array, kind: Kind) -> tuple[Ints, RasterGrid]
         square, doubled = np.c_[(row + col) // 2, (col - row + 1) // 2], [grid, grid[:, ::-1]]
     else:  # square, or hexagonal columns without gaps
         square = grid
+        # odd rows may lie to the right or to the left, and "row" may be the column
         doubled = [np.c_[r, 2 * c + side * (r & 1)] for r, c in ((row, col), (col, row)) for side in (1, -1)]
     candidates = [("square", square)]
     if kind != "square":
@@ -222,6 +223,7 @@ def _from_coordinates(xy: Floats, kind: Kind) -> tuple[Ints, RasterGrid] | None:
     source, slot = np.nonzero(distance[:, 1:] < _MAX_EDGE * spacing)
     edge = centred[neighbour[source, slot + 1]] - centred[sample[source]]
     spacing = float(np.median(np.linalg.norm(edge, axis=1)))
+    # edges of a lattice point into m directions, so that m times their angle is one angle: its phase is the rotation
     angle = np.arctan2(edge[:, 1], edge[:, 0])
     order = {m: complex(np.mean(np.exp(1j * m * angle))) for m in (4, 6)}
     fold = {"hex": 6, "square": 4}.get(kind) or (4 if abs(order[4]) >= abs(order[6]) else 6)

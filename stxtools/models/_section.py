@@ -73,7 +73,7 @@ class Section:
         """Number of observations."""
         return len(self.features)
 
-    def squared_error(self, axes: Floats) -> float:
+    def squared_standard_error(self, axes: Floats) -> float:
         """Squared standard error of the mean along ``axes`` (C, m), from equal blocks (repeated bisection)."""
         blocks = [np.arange(self.n_obs)]
         while len(blocks) < N_BLOCKS:
@@ -153,10 +153,11 @@ class FeatureScaling:
         if axes is None or not grouped.any():
             return self
         own, n = np.stack([s.features.mean(axis=0) for s in sections]), np.array([s.n_obs for s in sections])
-        shared = [np.average(own[codes == c], axis=0, weights=n[codes == c]) if with_others else self._mean(s)
-                  for c, with_others, s in zip(codes, grouped, sections, strict=True)]  # fmt: skip
-        error = [s.squared_error(axes) if with_others else np.nan
-                 for with_others, s in zip(grouped, sections, strict=True)]  # fmt: skip
+        shared, error = [], []
+        for section, code, with_others in zip(sections, codes, grouped, strict=True):
+            same = codes == code
+            shared.append(np.average(own[same], axis=0, weights=n[same]) if with_others else self._mean(section))
+            error.append(section.squared_standard_error(axes) if with_others else np.nan)
         return replace(self, own=own, shared=np.array(shared, dtype=np.float32), axes=axes, error=np.array(error))
 
     def centred(self, section: Section) -> Section:
@@ -175,11 +176,12 @@ class FeatureScaling:
         if self.own is None:
             return None
         difference = self.own - section.features.mean(axis=0)
+        # a training section itself must get its centre back, however small it is
         same = np.flatnonzero((np.abs(difference) < _SAME * self.scale).all(axis=1))
         if same.size or self.axes is None or self.error is None or section.n_obs < 2 * N_BLOCKS:
             return int(same[0]) if same.size else None
         distance = np.linalg.norm(difference @ self.axes, axis=1)
-        distance = distance / np.sqrt(self.error + section.squared_error(self.axes) + 1e-12)
+        distance = distance / np.sqrt(self.error + section.squared_standard_error(self.axes) + 1e-12)
         return int(np.nanargmin(distance)) if np.nanmin(distance) <= SIMILAR else None
 
     def raster(self, section: Section) -> tuple[PixelRaster, Ints]:

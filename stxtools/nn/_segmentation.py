@@ -82,14 +82,10 @@ class SegmentationTask(Task):
         super().__init__(training)
         self.net = net
 
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Weighted cross-entropy of random views."""
-        return self.loss([batch[name] for name in ("x", "occupied", "target", "weight")])
-
-    def loss(self, batch: list[Tensor]) -> Tensor:
-        """Weighted cross-entropy of rasters with their masks, targets and weights."""
-        x, occupied, target, weight = batch
-        return soft_cross_entropy(self.net(x, occupied)[0], target, weight[:, 0])
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Weighted cross-entropy of random views, or of windows with the validation pixels."""
+        logits, _ = self.net(batch["x"], batch["occupied"])
+        return soft_cross_entropy(logits, batch["target"], batch["weight"][:, 0])
 
 
 class DistillationTask(Task):

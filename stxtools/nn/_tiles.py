@@ -40,6 +40,7 @@ class PixelRaster:
 
     def window(self, top: int, left: int, height: int, width: int) -> dict[str, Tensor]:
         """Return the values of a window as dense tensors (C, H, W), and its mask ``occupied``; zero where empty."""
+        # pixels are sorted by row: those of a window are one run in each of its rows
         first_row = min(max(top, 0), self.shape[0])
         rows = torch.arange(first_row, max(min(top + height, self.shape[0]), first_row)) * self.shape[1]
         first = torch.searchsorted(self.flat, rows + max(left, 0))

@@ -289,7 +289,8 @@ def _validation_loss(fabric: Any, net: nn.Module, batches: Any) -> float:
     total, count = torch.zeros((), device=fabric.device), 0
     with torch.no_grad():
         for batch in batches:
-            n = len(batch[0]) if isinstance(batch[0], Tensor) else 1
+            first = next(iter(batch.values() if isinstance(batch, dict) else batch))
+            n = len(first) if isinstance(first, Tensor) else 1  # of a graph, batches hold the index
             total, count = total + net(fabric.to_device(batch), held_out=True) * n, count + n
     for module, mode in modes:
         module.training = mode

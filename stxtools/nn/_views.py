@@ -139,7 +139,7 @@ def default_epochs(sections: Sequence[PixelRaster], size: int) -> int:
     return _EPOCHS_LARGE if sum(len(s.flat) for s in sections) > _MANY_VIEWS * size**2 else _EPOCHS
 
 
-class _ValidationWindows(Dataset[list[Tensor]]):
+class _ValidationWindows(Dataset[dict[str, Tensor]]):
     """Sections with their validation pixels, as a whole or as windows."""
 
     def __init__(self, sections: Sequence[PixelRaster]) -> None:
@@ -153,10 +153,10 @@ class _ValidationWindows(Dataset[list[Tensor]]):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> list[Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
         section, window = self.windows[index]
         s = self.sections[section].window(*window)
-        return [s["x"], s["occupied"], s["target"], s["val_weight"]]
+        return s | {"weight": s["val_weight"]}
 
 
 def _validation_windows(s: PixelRaster) -> list[tuple[int, int, int, int]]:
@@ -173,7 +173,7 @@ def _validation_windows(s: PixelRaster) -> list[tuple[int, int, int, int]]:
     return [(n // per_row * _WINDOW, n % per_row * _WINDOW, _WINDOW, _WINDOW) for n in chosen]
 
 
-def validation_loader(sections: Sequence[PixelRaster]) -> DataLoader[list[Tensor]] | None:
+def validation_loader(sections: Sequence[PixelRaster]) -> DataLoader[dict[str, Tensor]] | None:
     """Return a loader of the validation pixels, or None without any."""
     dataset = _ValidationWindows(sections)
     return DataLoader(dataset, batch_size=1) if len(dataset) else None

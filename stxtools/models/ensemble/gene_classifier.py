@@ -110,6 +110,7 @@ class GeneClassifier:
         means, members, ours = self.solve_for(section)
         logits, prior = _MemberLogits.of(members, means, means.axes()), self.moments.prior
         if not self.alone:
+            # another composition moves the section's mean, too: its components tell whether the shift helps
             if adapt and means.n_obs >= _ADAPT_FROM:
                 logits = logits.shifted(_SHIFT * self._shift_to_sources(means, members, ours))
             combined = logits.combined(labels, adapt=adapt)

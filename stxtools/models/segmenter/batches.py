@@ -53,7 +53,7 @@ def shared_centres(sections: Sequence[Section], batch: Ints) -> tuple[Ints, Floa
     compared = [sections[i] for i in large.tolist()]
     values = [s.features.astype(np.float64) for s in compared]
     axes = _least_spatial([x - x.mean(axis=0) for x in values], compared)
-    error = np.array([s.squared_error(axes) for s in compared])
+    error = np.array([s.squared_standard_error(axes) for s in compared])
     difference = squareform(pdist(np.stack([x.mean(axis=0) @ axes for x in values])))
     distance = difference / np.sqrt(error[:, None] + error + 1e-12)
     distance[batch[large, None] != batch[large]] = 2 * SIMILAR

@@ -128,19 +128,19 @@ def consensus(
         fitted.append(fit_mixtures(view, k, rng))
         tick()
     rows = some_rows(len(views[0]), _COMPARED, rng)
-    compared = np.concatenate([f.memberships(v[rows]) for f, v in zip(fitted, views, strict=True)], axis=1)
-    compared = np.ascontiguousarray(compared.transpose(1, 0, 2), dtype=np.float64)
-    weight = pairwise_rand_index(list(compared.argmax(axis=2))).mean(axis=1).clip(1e-3)
-    complete = np.concatenate([f.complete for f in fitted])
-    medoid = int(np.where(complete, weight, 0.0).argmax()) if complete.any() else int(weight.argmax())
-    reference = compared[medoid]
+    of_views = [mixtures.memberships(view[rows]) for mixtures, view in zip(fitted, views, strict=True)]
+    memberships = np.ascontiguousarray(np.concatenate(of_views, axis=1).transpose(1, 0, 2), dtype=np.float64)
+    likeness = pairwise_rand_index(list(memberships.argmax(axis=2))).mean(axis=1).clip(1e-3)
+    complete = np.concatenate([mixtures.complete for mixtures in fitted])
+    medoid = int(np.where(complete, likeness, 0.0).argmax()) if complete.any() else int(likeness.argmax())
+    reference = memberships[medoid]
     for _ in range(5):
-        order = np.stack([linear_sum_assignment(-(reference.T @ m))[1] for m in compared])
-        matched = np.take_along_axis(compared, order[:, None, :], axis=2)
-        reference = np.einsum("m,mnk->nk", weight, matched) / weight.sum()
-    target = _weighted_mean(views, fitted, order, weight)
+        order = np.stack([linear_sum_assignment(-(reference.T @ share))[1] for share in memberships])
+        matched = np.take_along_axis(memberships, order[:, None, :], axis=2)
+        reference = np.einsum("m,mnk->nk", likeness, matched) / likeness.sum()
+    target = _weighted_mean(views, fitted, order, likeness)
     if (class_sizes(target) == 0).any():  # a class on which the mixtures differ too much is outvoted
-        target = _weighted_mean(views, fitted, order, np.eye(len(weight))[medoid])
+        target = _weighted_mean(views, fitted, order, np.eye(len(likeness))[medoid])
     return target
 
 

@@ -99,6 +99,7 @@ class EnsembleFitter:
             self._folds(known, inp), n_classes, {name: predict[name] for name in predict if name in members},
             label_propagation="label_propagation" in members,
         )  # fmt: skip
+        # too few blocks with labels for folds: the first member stands for all
         first = next((m for m in predict if m in members), "network")
         weights = (Weights(**{first: 1.0}), None) if predicted is None else predicted.weights()
         fitted = linear(known) if "linear" in members else None
