@@ -206,8 +206,11 @@ class InMemory:
     def block(self, genes: slice) -> sparse.csr_matrix:
         return self.matrix[:, genes]
 
-    def rows(self, genes: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-        yield slice(0, self.shape[0]), self.matrix if genes is None else self.matrix[:, genes]
+    def rows(
+        self, genes: np.ndarray | None = None, within: np.ndarray | None = None
+    ) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        matrix = self.matrix if within is None else self.matrix[within]
+        yield slice(0, self.shape[0]), matrix if genes is None else matrix[:, genes]
 
 
 class _Stop(Exception):

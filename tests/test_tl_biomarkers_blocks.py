@@ -85,6 +85,21 @@ def test_out_of_core_equals_in_memory(tissue, tmp_path, kind, call, little_memor
     assert _chunks.is_out_of_core(lazy.X)
 
 
+def test_rows_read_are_linear_in_the_number_of_sections(tissue, monkeypatch):
+    read = []
+    to_csr = _chunks.to_csr
+    monkeypatch.setattr(_chunks, "to_csr", lambda matrix: read.append(matrix.shape[0]) or to_csr(matrix))
+
+    def rows_per_observation(n_copies: int) -> float:
+        many = ad.concat([tissue] * n_copies, label="copy", index_unique="-")
+        many.obs["library"] = many.obs["library"].astype(str) + many.obs["copy"].astype(str)
+        read.clear()
+        _table(many, library_key="library")
+        return sum(read) / many.n_obs
+
+    assert rows_per_observation(4) <= 1.1 * rows_per_observation(1)
+
+
 @pytest.mark.slow
 def test_two_dask_workers_give_the_same_table(tissue, tmp_path, little_memory):
     distributed = pytest.importorskip("distributed")

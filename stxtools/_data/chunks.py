@@ -67,23 +67,35 @@ def rows_per_chunk(n_vars: int) -> int:
     return max(256, int(settings.max_memory * 2**30 / 4 / (8 * n_vars)))
 
 
-def map_row_chunks(matrix: Any, function: ChunkFunction[T], *, max_pending: int | None = None) -> Iterator[T]:
+def map_row_chunks(
+    matrix: Any, function: ChunkFunction[T], *, max_pending: int | None = None, within: Ints | None = None
+) -> Iterator[T]:
     """Yield the small results of a picklable ``function``, at most ``max_pending`` of a dask array at a time.
 
+    With sorted rows ``within``, chunks are cut to these, and chunks without any are not read.
     A dask array is computed by the user's :class:`dask.distributed.Client`, else by dask; with a client, so is a file.
     """
     if is_backed(matrix):
         matrix = to_csr(matrix) if getattr(matrix, "format", "csr") == "csc" else _dask_if_client(matrix)
     if is_dask(matrix):
-        yield from _map_dask_chunks(matrix, function, max_pending)
+        yield from _map_dask_chunks(matrix, function, max_pending, within)
         return
-    if sparse.issparse(matrix):
+    if sparse.issparse(matrix) and within is None:
         matrix = to_csr(matrix)
     n, n_vars = matrix.shape
     step = rows_per_chunk(n_vars)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        yield function(to_csr(matrix[rows]), rows)
+        if within is None:
+            yield function(to_csr(matrix[rows]), rows)
+        elif len(chosen := _chosen(within, rows)):
+            part = matrix[rows][chosen - start] if is_out_of_core(matrix) else matrix[chosen]
+            yield function(to_csr(part), rows)
+
+
+def _chosen(within: Ints, rows: slice) -> Ints:
+    first, last = np.searchsorted(within, [rows.start, rows.stop])
+    return within[first:last]
 
 
 def _dask_if_client(matrix: Any) -> Any:
@@ -97,7 +109,9 @@ def _dask_if_client(matrix: Any) -> Any:
         return matrix
 
 
-def _map_dask_chunks(matrix: Any, function: ChunkFunction[T], max_pending: int | None) -> Iterator[T]:
+def _map_dask_chunks(
+    matrix: Any, function: ChunkFunction[T], max_pending: int | None, within: Ints | None
+) -> Iterator[T]:
     import dask
 
     if len(matrix.chunks[1]) > 1:
@@ -105,17 +119,19 @@ def _map_dask_chunks(matrix: Any, function: ChunkFunction[T], max_pending: int |
     # the function may hold arrays (loadings): one node of the graph, not a copy in each task
     shared = dask.delayed(function, traverse=False)
     ends = np.cumsum(matrix.chunks[0]).tolist()
-    tasks = [
-        dask.delayed(_apply)(shared, block, slice(end - size, end))
-        for block, size, end in zip(matrix.to_delayed().ravel(), matrix.chunks[0], ends, strict=True)
-    ]
+    tasks = []
+    for block, size, end in zip(matrix.to_delayed().ravel(), matrix.chunks[0], ends, strict=True):
+        rows = slice(end - size, end)
+        chosen = None if within is None else _chosen(within, rows) - rows.start
+        if chosen is None or len(chosen):
+            tasks.append(dask.delayed(_apply)(shared, block, rows, chosen))
     step = max_pending or len(tasks)
     for start in range(0, len(tasks), step):
         yield from dask.compute(*tasks[start : start + step])
 
 
-def _apply(function: ChunkFunction[T], block: Any, rows: slice) -> T:
-    return function(to_csr(block), rows)
+def _apply(function: ChunkFunction[T], block: Any, rows: slice, chosen: Ints | None) -> T:
+    return function(to_csr(block if chosen is None else block[chosen]), rows)
 
 
 class MatrixSummary(NamedTuple):

@@ -214,12 +214,15 @@ def _check_log1p(summary: MatrixSummary) -> None:
 
 
 def log_chunks(
-    read: Expression, function: ChunkFunction[T], target_sum: float | None = None, *, max_pending: int | None = None
-) -> Iterator[T]:
-    """Yield results of ``function`` for chunks of log expression."""
+    read: Expression, function: ChunkFunction[T], target_sum: float | None = None, *, max_pending: int | None = None,
+    within: Ints | None = None,
+) -> Iterator[T]:  # fmt: skip
+    """Yield results of ``function`` for chunks of log expression, of all rows or those ``within``."""
     target = median_depth(read.summary.depth) if target_sum is None else target_sum
     normalize = partial(log_normalize, scale=read.scale, target_sum=target)  # workers do not get the whole expression
-    return map_row_chunks(read.matrix, lambda chunk, rows: function(normalize(chunk), rows), max_pending=max_pending)
+    return map_row_chunks(
+        read.matrix, lambda chunk, rows: function(normalize(chunk), rows), max_pending=max_pending, within=within
+    )
 
 
 def log_matrix(read: Expression, genes: Any = slice(None)) -> Csr:
@@ -257,12 +260,13 @@ class GeneBlocks:
         part = self.read.matrix if genes == slice(0, self.shape[1]) else self.read.matrix[:, genes]
         return log_normalize(part, self.read.scale, library_size=self.read.summary.depth)
 
-    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
-        """Yield log expression of ``genes`` (default: all) by chunks of rows."""
+    def rows(self, genes: Ints | None = None, within: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
+        """Yield log expression of ``genes`` (default: all) by chunks of rows, of all rows or those ``within``."""
         every = genes is None or len(genes) == self.shape[1]
         return log_chunks(
-            self.read, lambda logged, rows: (rows, logged if every else logged[:, genes]), max_pending=MAX_PENDING
-        )
+            self.read, lambda logged, rows: (rows, logged if every else logged[:, genes]), max_pending=MAX_PENDING,
+            within=within,
+        )  # fmt: skip
 
 
 def gene_slices(n_values: Ints, max_values: float) -> list[slice]:

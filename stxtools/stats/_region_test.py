@@ -46,8 +46,8 @@ class ExpressionReader(Protocol):
     def block(self, genes: slice) -> Csr:
         """Return some genes of all observations."""
 
-    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
-        """Yield consecutive observations, of some genes or of all."""
+    def rows(self, genes: Ints | None = None, within: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
+        """Yield consecutive observations, all or the sorted ones ``within``, of some genes or of all."""
 
 
 @dataclass(eq=False)
@@ -104,12 +104,11 @@ class SectionView:
         """Indices of the observations in the order in which they are stored."""
         return np.argsort(self.rows)
 
-    def select(self, piece: Csr, first: int, factor: Floats | None = None) -> Csr:
+    def select(self, piece: Csr, first: int) -> Csr:
         """Return this view's observations among the rows of ``piece``, the first of which is ``first``."""
         stored = self.rows[self.storage_order]
         low, high = np.searchsorted(stored, [first, first + piece.shape[0]])
-        out = piece if high - low == piece.shape[0] else piece[stored[low:high] - first]
-        return out if factor is None else rescale(out, factor[self.storage_order[low:high]])
+        return piece if high - low == piece.shape[0] else piece[stored[low:high] - first]
 
     def section(self, block: Csr) -> SectionExpression:
         """Return a block of genes for the observations."""
@@ -117,8 +116,11 @@ class SectionView:
 
     def stored(self, genes: Ints, size: int, factor: Floats | None = None) -> Iterator[Csr]:
         """Yield ``size`` observations at a time in storage order, times a ``factor`` on the linear scale."""
-        pieces = (self.select(piece, rows.start, factor) for rows, piece in self.expression.rows(genes))
-        yield from equal_blocks(pieces, size)
+        read, start = self.expression.rows(genes, self.rows[self.storage_order]), 0
+        for block in equal_blocks((piece for _, piece in read), size):
+            rows = self.storage_order[start : start + block.shape[0]]
+            yield block if factor is None else rescale(block, factor[rows])
+            start += block.shape[0]
 
     @cached_property
     def space(self) -> ExpressionSpace:

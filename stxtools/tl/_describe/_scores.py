@@ -34,9 +34,10 @@ class Features:
         """Return all features: there is one block."""
         return self.values
 
-    def rows(self, genes: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
-        """Yield all observations at once."""
-        yield slice(0, self.shape[0]), self.values if genes is None else self.values[:, genes]
+    def rows(self, genes: Ints | None = None, within: Ints | None = None) -> Iterator[tuple[slice, Csr]]:
+        """Yield all observations, or those ``within``, at once."""
+        values = self.values if within is None else self.values[within]
+        yield slice(0, self.shape[0]), values if genes is None else values[:, genes]
 
     def means(self, side: Bools) -> Floats:
         """Mean of each feature over some observations."""
