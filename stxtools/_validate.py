@@ -101,12 +101,21 @@ def stored_table(
 ) -> pd.DataFrame:
     """Return the table ``uns[key]``, or a ``part`` of that slot, checked to have ``columns``."""
     check_adata(adata, unique_vars=False)
-    table = adata.uns.get(check_key(param, key))
-    if part is not None:
-        table = table.get(part) if isinstance(table, Mapping) else None
-    if not isinstance(table, pd.DataFrame) or not columns <= set(table.columns):
-        raise KeyError(f"`adata.uns[{key!r}]` holds no {what}. Run `{call}` first, or name the slot with `{param}`.")
+    table = _table_in(adata.uns.get(check_key(param, key)), columns, part)
+    if table is None:
+        others = [
+            k for k, slot in adata.uns.items() if (columns or part) and _table_in(slot, columns, part) is not None
+        ]
+        found = f"; {listing(others)} {'does' if len(others) == 1 else 'do'}" if others else ""
+        raise KeyError(
+            f"`adata.uns[{key!r}]` holds no {what}{found}. Run `{call}` first, or name the slot with `{param}`."
+        )
     return table
+
+
+def _table_in(slot: Any, columns: Set[str], part: str | None) -> pd.DataFrame | None:
+    table = slot if part is None else slot.get(part) if isinstance(slot, Mapping) else None
+    return table if isinstance(table, pd.DataFrame) and columns <= set(table.columns) else None
 
 
 def _check_distinct(names: Iterable[Any], labels: Sequence[str], key: str) -> None:

@@ -80,3 +80,31 @@ def test_segments_of_any_categorical_column(make_section: Callable[..., ad.AnnDa
     section.obs["score"] = np.linspace(0, 1, section.n_obs)
     with pytest.raises(TypeError, match="floating-point numbers; `key` needs classes"):
         st.get.segments(section, key="score")
+
+
+def test_key_of_another_call_names_the_slots_that_hold_the_table(adata: ad.AnnData) -> None:
+    kinds: dict[str, object] = {"group": "a", "kind": "share", "compartment": "a", "names": "a"}
+    numbers = ("logfoldchanges", "scores", "pvals", "pvals_adj", "ci_low", "ci_high")
+    table = pd.DataFrame([kinds | dict.fromkeys(numbers, 0.5)])
+    adata.uns["compare"] = table.assign(n_group=3, n_reference=3)
+    adata.uns["by_state"] = table.drop(columns=["kind", "compartment"]).assign(n_libraries=2)
+    adata.uns["time"] = {"links": pd.DataFrame({"event": ["none"]})}
+    adata.obsm["layer_proba"] = pd.DataFrame({"a": np.ones(10)}, index=adata.obs_names)
+    found: list[tuple[Callable[..., object], str, str]] = [
+        (st.get.biomarkers, "compare", r"\['compare'\]` holds no biomarker table; 'by_state' does\. Run"),
+        (st.get.compare, "by_state", r"\['by_state'\]` holds no comparison of conditions; 'compare' does\."),
+        (st.get.trends, "compare", r"holds no trends\. Run `st\.tl\.trends"),
+        (st.get.track, "regions", r"holds no tracked compartments; 'time' does\."),
+        (st.get.regions, "nope", r"\['nope'\]` is missing; .* or name another `key`: 'regions'"),
+        (st.get.probabilities, "segment", r"\['segment_proba'\]` is missing; keys with probabilities: 'layer'\."),
+    ]
+    for call, key, words in found:
+        with pytest.raises(KeyError, match=words):
+            call(adata, key=key)
+    with pytest.raises(TypeError, match="`key` must be a string"):
+        st.get.probabilities(adata, key=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has 'a'\. Of two groups only the second"):
+        st.get.biomarkers(adata, "b", key="by_state")
+    adata.uns["by_state"] = pd.concat([adata.uns["by_state"], adata.uns["by_state"].assign(group="c")])
+    with pytest.raises(ValueError, match=r"has 'a', 'c'\.$"):
+        st.get.biomarkers(adata, "b", key="by_state")

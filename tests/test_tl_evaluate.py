@@ -504,6 +504,10 @@ def test_plots_without_results_name_the_missing_call(evaluated: ad.AnnData, adat
         st.pl.evaluation(evaluated, "mse")
     with pytest.raises(ValueError, match="takes one target"):
         st.pl.evaluation(evaluated, ax=plt.subplots()[1])
+    with pytest.raises(ValueError, match=r"not measured .* 'mse' is that of `genes`"):
+        st.get.evaluation(evaluated, "mse")
+    with pytest.raises(ValueError, match="omit it, or `per_seed`"):
+        st.get.evaluation(evaluated, versus="lda", per_seed=True)
     with pytest.raises(ValueError, match="not in the evaluation"):
         st.get.evaluation(evaluated, target="expression")
     with pytest.raises(ValueError, match="is not in the evaluation"):

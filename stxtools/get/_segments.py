@@ -11,7 +11,7 @@ from scipy import sparse
 
 from stxtools import _keys
 from stxtools._api import public
-from stxtools._checks import check_key
+from stxtools._checks import check_key, listing
 from stxtools._slots import column_names
 from stxtools._validate import check_adata, check_in, class_column, libraries
 
@@ -85,8 +85,13 @@ def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
     ['0', '1', '2']
     """
     check_adata(adata, unique_vars=False)
-    name = _keys.proba(key)
-    check_in(adata, "obsm", name, "key", "Run `st.tl.segment(adata)` or `st.tl.multitask(adata, ...)` first.")
+    name = _keys.proba(check_key("key", key))
+    if name not in adata.obsm:
+        known = [k.removesuffix(_keys.proba("")) for k in adata.obsm if k.endswith(_keys.proba(""))]
+        raise KeyError(
+            f"`adata.obsm[{name!r}]` is missing; keys with probabilities: {listing(known)}. Run `st.tl.segment(adata)` "
+            "or `st.tl.multitask(adata, ...)` first, or name another `key`."
+        )
     names = column_names(adata, name)
     if names is None:
         raise TypeError(f"`adata.obsm[{name!r}]` is a {type(adata.obsm[name]).__name__}, not a table.")
@@ -129,7 +134,9 @@ def regions_of(adata: AnnData, key: str) -> AnnData:
     """Return the region AnnData in ``uns[key]``, or say which call makes it."""
     graph = adata.uns.get(check_key("key", key))
     if graph is None:
-        raise KeyError(f"`adata.uns[{key!r}]` is missing; run `st.tl.region_graph(adata)` first.")
+        others = [name for name, slot in adata.uns.items() if isinstance(slot, AnnData)]
+        other = f", or name another `key`: {listing(others)}" if others else ""
+        raise KeyError(f"`adata.uns[{key!r}]` is missing; run `st.tl.region_graph(adata)` first{other}.")
     if not isinstance(graph, AnnData):
         raise TypeError(f"`adata.uns[{key!r}]` is a {type(graph).__name__}, not the AnnData of `st.tl.region_graph`; "
                         "run it again or name another `key`.")  # fmt: skip

@@ -47,12 +47,12 @@ def biomarkers(
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> table = st.get.biomarkers(adata, fdr=0.05, sign="up")
     """
-    columns = {"group", "names", "scores", "pvals_adj"}
+    columns = {"group", "names", "scores", "logfoldchanges", "pvals_adj", "n_libraries"}
     table = stored_table(adata, key, columns, "biomarker table", "st.tl.biomarkers(adata, groupby=...)")
     check_choice("sign", sign, ("both", "up", "down"))
     min_libraries = check_int("min_libraries", min_libraries, minimum=0)
     hint = (" Of two groups only the second is tested by default: name others in "
-            "`st.tl.biomarkers(adata, groupby, groups=[...])`.")  # fmt: skip
+            "`st.tl.biomarkers(adata, groupby, groups=[...])`." if table["group"].nunique() == 1 else "")  # fmt: skip
     table = _filtered(table, f"adata.uns[{key!r}]", fdr, hint, group=group)
     if sign != "both":
         table = table[table["scores"] > 0 if sign == "up" else table["scores"] < 0]
@@ -167,6 +167,13 @@ def evaluation(
             raise ValueError(f"`{name}={value!r}` is not in the evaluation; it has {listing(present)}.")
     long = table.melt([*_BY, "seed", "fold"], list(_METRICS) if metric is None else [metric], "metric", "value")
     long = long[long["value"].notna() & (target is None or long["target"] == target)]
+    if long.empty:
+        raise ValueError(
+            f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`: 'mse' is that of `genes`, "
+            "the others are those of `biomarker_key` and `region_key` of `st.tl.evaluate`."
+        )
+    if versus is not None and per_seed:
+        raise ValueError("`versus` compares means over seeds; omit it, or `per_seed`.")
     by = [*_BY, "metric"]
     out = seeds = long.groupby([*by, "seed"], sort=False, observed=True)["value"].mean().reset_index()
     if not check_bool("per_seed", per_seed):
@@ -255,6 +262,7 @@ def _filtered(
         if value is None:
             continue
         names, present = check_names(column, value, f"a {column}"), pd.unique(table[column].astype(str))
+        present = present[present != ""]  # of kinds that have no such names
         if unknown := [name for name in names if name not in present]:
             raise ValueError(f"`{column}` names {listing(unknown)}; `{where}` has {listing(present)}.{hint}")
         table = table[table[column].astype(str).isin(names)]

@@ -324,8 +324,6 @@ def _seeds(adata: AnnData, metric: str, target: str | None, key: str) -> pd.Data
     check_choice("metric", metric, tuple(LABELS))
     _base.numeric_table(adata, key, None, [*LABELS, "noise"], "st.tl.evaluate(adata, ...)", "evaluation")
     table = get.evaluation(adata, metric, target=target, per_seed=True, key=key)
-    if table.empty:
-        raise ValueError(f"`metric={metric!r}` was not measured for this target in `adata.uns[{key!r}]`.")
     if not np.isfinite(table["value"].to_numpy(dtype=float)).all():
         raise ValueError(f"{metric!r} is infinite for some seeds in `adata.uns[{key!r}]`; run "
                          "`st.tl.evaluate(adata, ...)` again.")  # fmt: skip
