@@ -284,7 +284,7 @@ def with_targets() -> ad.AnnData:
     parts = [
         pd.DataFrame(
             {"group": g, "names": list("abcde"), "scores": np.arange(5.0)[::-1], "logfoldchanges": 1.0,
-             "pvals_adj": [0.01, 0.01, 0.9, 0.9, 0.9]}
+             "pvals_adj": [0.01, 0.01, 0.9, 0.9, 0.9], "n_libraries": 1}
         )
         for g in ("tumour", "rest")
     ]  # fmt: skip
