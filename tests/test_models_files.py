@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as hs
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import stxtools as st
-from stxtools.models._storage import write_model
+from stxtools.models._storage import _checksum, write_model
 
 KINDS = {
     "segmenter": st.models.Segmenter,
@@ -140,6 +143,110 @@ def test_missing_weight_or_config_entry_is_named(folder: Path, tmp_path: Path, k
     config = {k: v for k, v in header["config"].items() if k != "use_rep"}
     write_model(tmp_path / "bad", header["kind"], config, arrays)
     assert "use_rep" in _load_raises(kind, tmp_path / "bad", OTHER)
+
+
+WRONG = (None, -1, 10**9, "x", [], {}, True, float("nan"), [1.5, 2.5], {"__array__": "nope"}, {"__kind__": "Trees"})
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from _leaves(value[key], (*path, key))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=hs.sampled_from([*KINDS]), at=hs.integers(0, 10**6), wrong=hs.sampled_from(WRONG))
+def test_any_other_description_loads_or_is_refused(
+    folder: Path, tmp_path: Path, kind: str, at: int, wrong: object
+) -> None:
+    """Whatever a file with a valid checksum says, no other error comes, and the file is named."""
+    header, arrays = _header_and_arrays(folder / kind)
+    paths = list(_leaves(header["config"]))
+    *outer, last = paths[at % len(paths)]
+    inner = header["config"]
+    for key in outer:
+        inner = inner[key]
+    inner[last] = wrong
+    write_model(tmp_path / "bad", header["kind"], header["config"], arrays)
+    said = f"{tmp_path / 'bad'} again"
+    try:
+        st.models.load(tmp_path / "bad")
+    except ValueError as err:
+        said = str(err)
+    assert str(tmp_path / "bad") in said
+    assert "again" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "words"),
+    [
+        (("params",), None, "'NoneType'"),
+        (("scaling",), None, "scaling is 'None', not FeatureScaling"),
+        (("scaling", "scale"), -1, "FeatureScaling.scale is '-1', not Floats32"),
+        (("projection", "genes"), ["a"], "GeneProjection.mean has the shape"),
+        (("projection", "target_sum"), True, "target_sum is 'True', not float"),
+        (("classes", 0), -1, r"classes is .*, not list\[str\]"),
+        (("temperature",), [1.5, 1.5], r"temperature is '\[1.5, 1.5\]', not float"),
+        (("by_genes",), "x", "by_genes is 'x', not GeneClassifier"),
+        (("image_key",), 7, "image_key is '7'"),
+    ],
+)
+def test_value_of_a_wrong_type_is_named(folder: Path, tmp_path: Path, path: Any, wrong: object, words: str) -> None:
+    header, arrays = _header_and_arrays(folder / "segmenter")
+    inner = header["config"]
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = wrong
+    write_model(tmp_path / "bad", header["kind"], header["config"], arrays)
+    with pytest.raises(ValueError, match=words):
+        st.models.load(tmp_path / "bad")
+
+
+def test_arrays_of_another_type_or_shape_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Each would raise, or compute nonsense, only when the model is applied."""
+    for kind in KINDS:
+        header, arrays = _header_and_arrays(folder / kind)
+        weight = next(name for name in arrays if name.startswith("net."))
+        for name in (weight, "scaling.scale", "projection.components"):
+            value = arrays[name]
+            for other in (value.astype(np.int8), value.reshape(-1)[:-1], np.full_like(value, np.nan)):
+                changed = arrays | {name: other}
+                content = header | {"checksum": None}
+                content["checksum"] = _checksum({k: v for k, v in content.items() if k != "checksum"}, changed)
+                _write(tmp_path / "bad", content, changed)
+                _load_raises(kind, tmp_path / "bad", "damaged|another version")
+
+
+def test_model_of_sections_that_share_a_centre_in_part_is_saved(folder: Path, tmp_path: Path) -> None:
+    """Sections with a centre of their own have no error: NaN."""
+    model = st.models.Segmenter.load(folder / "segmenter")
+    n = model.n_features
+    parts = {"own": np.zeros((3, n), np.float32), "shared": np.zeros((3, n), np.float32), "axes": np.eye(n)[:, :2]}
+    model.scaling = replace(model.scaling, error=np.array([0.1, 0.1, np.nan]), **parts)
+    model.save(tmp_path / "m")
+    assert np.isnan(st.models.load(tmp_path / "m").scaling.error[2])
+
+
+def test_trees_whose_nodes_form_a_circle_are_refused(folder: Path, tmp_path: Path) -> None:
+    header, arrays = _header_and_arrays(folder / "net")
+    nodes: dict[str, np.ndarray] = {
+        "child": np.array([[1, 2], [1, 1], [2, 2]], np.int32), "feature": np.zeros(3, np.int32),
+        "threshold": np.array([0, np.inf, np.inf]), "share": np.full((3, 2), 0.5, np.float32),
+        "roots": np.zeros(1, np.int64),
+    }  # fmt: skip
+    stack = header["config"]["ensembles"]["biomarker"]["elsewhere"]
+    stack["trees"] = {"__kind__": "Trees", **{name: {"__array__": f"trees.{name}"} for name in nodes}}
+
+    def write() -> None:
+        content = arrays | {f"trees.{name}": value for name, value in nodes.items()}
+        write_model(tmp_path / "bad", header["kind"], header["config"], content)
+
+    write()
+    assert st.models.load(tmp_path / "bad").ensembles["biomarker"].elsewhere.trees(np.ones((4, 1))).shape == (4, 2)
+    nodes["child"][2] = 0  # back to the root: a walk would never end
+    write()
+    assert "order of walks" in _load_raises("net", tmp_path / "bad", OTHER)
 
 
 def test_removed_parameter_in_an_older_file_is_ignored(folder: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def write_tables(adata: ad.AnnData) -> ad.AnnData:
     adata.uns["biomarkers"] = pd.DataFrame({
         "group": "tumour", "names": adata.var_names.to_numpy(), "scores": change, "logfoldchanges": change,
         "auroc": 1 / (1 + np.exp(-change)), "pvals": p, "pvals_adj": np.minimum(5 * p, 1),
-        "pct_nz_group": rng.uniform(0.2, 1, n), "n_drugs": rng.integers(0, 3, n),
+        "pct_nz_group": rng.uniform(0.2, 1, n), "n_libraries": 1, "n_drugs": rng.integers(0, 3, n),
         "isInMembrane": rng.integers(0, 2, n).astype(float), "hasSafetyEvent": np.where(np.arange(n) % 3, np.nan, -1.0),
     })  # fmt: skip
     adata.uns["evaluation"] = pd.DataFrame([

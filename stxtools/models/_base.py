@@ -29,7 +29,10 @@ class BaseModel(ABC, Generic[P, N]):
 
     params_type: type[P]
     used_by: ClassVar[str]  # public call that applies the model
-    saved: ClassVar[tuple[str, ...]] = ("use_rep", "projection", "scaling", "ids")  # attributes that a model file holds
+    saved: ClassVar[dict[str, str]] = {  # attributes that a model file holds, and their types
+        "use_rep": "str | None", "projection": "GeneProjection | None", "scaling": "FeatureScaling",
+        "ids": "dict[str, str]",
+    }  # fmt: skip
     enough_genes: int | None = None  # of the required genes, that predict as well as all; None if all count
     genes: list[str] | None = None  # read by observation beside the features
     target_sum: float | None = None  # to which their counts are normalised
@@ -101,11 +104,10 @@ class BaseModel(ABC, Generic[P, N]):
         try:
             known = cls().params_dict()  # an older version may have had more
             self = cls({name: value for name, value in file.config["params"].items() if name in known})
-            config = {"ids": {}, **file.config}  # a student of an older version has none
-            for name in cls.saved:
-                setattr(self, name, file.restored(config[name]))
+            for name, annotation in cls.saved.items():
+                setattr(self, name, file.value(name, annotation))
             self._read_net(file)
-        except (KeyError, TypeError, ValueError, RuntimeError) as err:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as err:
             raise ValueError(
                 f"The model file {str(file.path)!r} was written by another version of stxtools: its content does not "
                 f"fit a {cls.__name__} of this version ({err}). Train and save the model again."

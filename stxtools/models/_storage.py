@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,26 @@ _DATACLASSES = {
     "Linear": "ensemble.discriminant", **dict.fromkeys(("Weights", "Stack", "Ensemble"), "ensemble.stacking"),
 }  # fmt: skip
 
+_SHAPES = {
+    "GeneProjection": {"genes": "g", "mean": "g", "components": "gf", "variance": "f", "gene_scale": "g"},
+    "FeatureScaling": {"centre": "f", "scale": "f", "own": "sf", "shared": "sf", "axes": "fa", "error": "s"},
+    "LabelMoments": {"factor": "rf", "rest": "f", "mean": "f", "cross": "fk", "prior": "k"},
+    "GeneClassifier": {"centre": "sg", "unit": "sg"},
+    "Linear": {"coef": "fk", "intercept": "k"},
+    "SmoothedGenes": {"gene_scale": "g", "scale": "f", "axes": "fa"},
+    "Featurizer": {
+        "node_centre": "n",
+        "node_scale": "n",
+        "own_centre": "m",
+        "own_scale": "m",
+        "unit": "1",
+        "expression_centre": "e",
+        "expression_scale": "e",
+    },
+    "Trees": {"child": "n2", "feature": "n", "threshold": "n", "share": "nk", "roots": "t"},
+}
+_SIMPLE: dict[str, Any] = {"None": type(None), "bool": bool, "int": int, "float": (int, float), "str": str}
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -42,6 +63,13 @@ class ModelFile:
     config: Mapping[str, Any]
     arrays: Mapping[str, Array]
 
+    def value(self, name: str, annotation: str) -> Any:
+        """Return an attribute of the model, checked to be of a type."""
+        stored = self.config.get(name, {}) if name == "ids" else self.config[name]  # an older student has no ids
+        value = self.restored(stored)
+        check_type(name, value, annotation)
+        return value
+
     def restored(self, value: Any) -> Any:
         """Return the value that :func:`packed` was given."""
         if not isinstance(value, dict):
@@ -51,7 +79,12 @@ class ModelFile:
         parts = {name: self.restored(part) for name, part in value.items() if name != _KIND}
         if _KIND not in value:
             return parts
-        return getattr(import_module(f"stxtools.models.{_DATACLASSES[value[_KIND]]}"), value[_KIND])(**parts)
+        kind = getattr(import_module(f"stxtools.models.{_DATACLASSES[value[_KIND]]}"), value[_KIND])
+        for f in fields(kind):
+            if f.name in parts:
+                check_type(f"{value[_KIND]}.{f.name}", parts[f.name], str(f.type))
+        check_shapes(value[_KIND], parts)
+        return kind(**parts)
 
     def module(self, make: Callable[[], M], prefix: str) -> M:
         """Return a module made by ``make``, with the weights of the file, in eval mode."""
@@ -61,8 +94,43 @@ class ModelFile:
             name.removeprefix(prefix): torch.from_numpy(value.copy())
             for name, value in self.arrays.items() if name.startswith(prefix)
         }  # fmt: skip
+        types = {name: value.dtype for name, value in module.state_dict().items()}
         module.load_state_dict(weights, assign=True)
+        if wrong := [name for name, value in weights.items() if value.dtype != types[name]]:
+            raise ValueError(f"the type of {wrong[0]} is {weights[wrong[0]].dtype}, not {types[wrong[0]]}")
         return module.eval()
+
+
+def check_type(name: str, value: Any, annotation: str) -> None:
+    """Check a value of a model file against its annotation: simple types, lists and dicts of them, arrays, classes."""
+    if not any(_has_type(value, kind) for kind in annotation.split(" | ")):
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not {annotation}")
+
+
+def _has_type(value: Any, kind: str) -> bool:
+    outer, _, inner = kind.rstrip("]").partition("[")
+    if kind in _SIMPLE:
+        finite = not isinstance(value, float) or isfinite(value)
+        return isinstance(value, _SIMPLE[kind]) and finite and (kind == "bool" or not isinstance(value, bool))
+    if outer in ("list", "dict"):
+        item = inner.removeprefix("str, ") + "]" * inner.count("[")
+        values = value.values() if isinstance(value, dict) else value
+        return type(value).__name__ == outer and all(_has_type(v, item) for v in values)
+    if outer in ("Floats", "Floats32", "Ints", "Bools", "NDArray"):
+        letter = "b" if kind == "Bools" else "i" if "int" in kind.lower() else "f"
+        return isinstance(value, np.ndarray) and value.dtype.kind == letter
+    return kind in ("Any", type(value).__name__)
+
+
+def check_shapes(kind: str, parts: Mapping[str, Any]) -> None:
+    """Check that arrays have the axes of ``_SHAPES``, and the same size along axes of one letter."""
+    sizes = {"1": 1, "2": 2}
+    for name, axes in _SHAPES.get(kind, {}).items():
+        if parts.get(name) is None:
+            continue
+        shape = np.shape(parts[name])
+        if len(shape) != len(axes) or any(sizes.setdefault(x, n) != n for x, n in zip(axes, shape, strict=True)):
+            raise ValueError(f"{kind}.{name} has the shape {shape}, which does not fit the others")
 
 
 class _SkipInit(TorchFunctionMode):
@@ -92,13 +160,11 @@ def write_model(path: str | os.PathLike[str], kind: str, config: dict[str, Any],
     from safetensors.numpy import save
 
     check_writable(path)
-    for name, value in arrays.items():
-        # leaves of trees have infinite thresholds
-        if np.isnan(value).any() if name.endswith(".threshold") else not np.isfinite(value).all():
-            raise ValueError(
-                f"The model's {name!r} holds values that are not finite: its training has diverged. Train it again "
-                "with a lower learning rate, e.g. `params={'lr': 1e-3}`; nothing was saved."
-            )
+    if bad := _not_finite(arrays):
+        raise ValueError(
+            f"The model's {bad!r} holds values that are not finite: its training has diverged. Train it again "
+            "with a lower learning rate, e.g. `params={'lr': 1e-3}`; nothing was saved."
+        )
     contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     header = {"format": _FORMAT, "version": _FORMAT_VERSION, "kind": kind, "config": config}
     header["checksum"] = _checksum(header, contiguous)
@@ -108,6 +174,16 @@ def write_model(path: str | os.PathLike[str], kind: str, config: dict[str, Any],
             part.write_bytes(content)
     except OSError as err:
         raise OSError(err.errno, f"The model cannot be written ({err.strerror})", str(path)) from err
+
+
+def _not_finite(arrays: Mapping[str, Array]) -> str | None:
+    """Return the name of an array with NaN or infinite values, if there is one."""
+    for name, value in arrays.items():
+        # leaves of trees have infinite thresholds, and sections with a centre of their own no error
+        allowed = {"threshold": np.isinf, "error": np.isnan}.get(name.rpartition(".")[2])
+        if not (np.isfinite(value) | (False if allowed is None else allowed(value))).all():
+            return name
+    return None
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelFile:
@@ -150,6 +226,8 @@ def _header(source: Path, text: str, arrays: Mapping[str, Array]) -> dict[str, A
         version = header["version"]
         if version == _FORMAT_VERSION and header.get("checksum") != _checksum(header, arrays):
             raise ValueError("its values are not those that were saved: the checksum differs")
+        if bad := _not_finite(arrays):
+            raise ValueError(f"{bad!r} holds values that are not finite")
     except (ValueError, TypeError, KeyError, RecursionError) as err:
         raise ValueError(
             f"The model file {str(source)!r} is damaged ({type(err).__name__}: {err}). Copy it again from where it "

@@ -27,6 +27,11 @@ class Trees:
     share: Floats32  # class shares of a node's training observations, with balanced classes, (N, K)
     roots: Ints  # first node of each tree, (T,)
 
+    def __post_init__(self) -> None:
+        after = self.child >= np.arange(len(self.child))[:, None]  # else a walk down might never end
+        if not after.all() or self.child.max(initial=0) >= max(len(self.child), 1) or self.roots.min(initial=0) < 0:
+            raise ValueError("the nodes of trees are not in the order of walks from the roots to the leaves")
+
     def __call__(self, z: Floats32) -> Floats:
         """Logits of observations (n, d): logarithm of the mean class shares over the trees, (n, K)."""
         out = np.empty((len(z), self.share.shape[1]))

@@ -71,7 +71,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
     params_type = SegmenterParams
     used_by = "st.tl.segment(adata, model=...)"
-    saved = (*BaseModel.saved, "classes", "temperature", "image_key")
+    saved = BaseModel.saved | {"classes": "list[str]", "temperature": "float", "image_key": "str | None"}
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         super().__init__(params)
@@ -339,7 +339,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
         return super()._state() | {"by_genes": self.gene_classifier}
 
     def _read_net(self, file: ModelFile) -> None:
-        self.gene_classifier = file.restored(file.config["by_genes"])
+        self.gene_classifier = file.value("by_genes", "GeneClassifier | None")
         if self.classes:
             super()._read_net(file)
         else:

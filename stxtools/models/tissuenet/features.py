@@ -40,8 +40,8 @@ class SmoothedGenes:
     counts as average. With several sections, smoothed genes are divided by their standard deviations in each section.
     """
 
-    sizes: Sequence[int]  # of the neighbourhoods
-    by_section: bool  # whether there were several sections
+    sizes: list[int] | Ints  # of the neighbourhoods; arrays in older files
+    by_section: bool | Bools  # whether there were several sections
     gene_scale: Floats32  # divisors of the genes, (G,), and then of the smoothed ones, (sizes x G,)
     scale: Floats32
     axes: Floats32  # (sizes x G, k)

@@ -15,7 +15,7 @@ from stxtools._progress import stage
 from stxtools._types import Floats, Floats32
 from stxtools.models._base import BaseModel
 from stxtools.models._params import TissueNetParams
-from stxtools.models._storage import ModelFile
+from stxtools.models._storage import ModelFile, check_shapes, check_type
 from stxtools.models.ensemble.stacking import Ensemble, Stack, Weights
 from stxtools.nn._options import RunOptions, Training, best_device, seeded, with_defaults
 from stxtools.nn._tissue import GraphTensors, RegionGNN, TissueModule
@@ -68,9 +68,10 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
     params_type = TissueNetParams
     used_by = "st.tl.multitask(adata, model=...)"
-    saved = (
-        *BaseModel.saved, "classes", "expression", "genes", "target_sum", "task_weights", "ensembles",
-    )  # fmt: skip
+    saved = BaseModel.saved | {
+        "classes": "dict[str, list[str]]", "expression": "list[str]", "genes": "list[str] | None",
+        "target_sum": "float | None", "task_weights": "dict[str, float]", "ensembles": "dict[str, Ensemble]",
+    }  # fmt: skip
 
     def __init__(self, params: TissueNetParams | Mapping[str, Any] | None = None) -> None:
         super().__init__(params)
@@ -278,6 +279,9 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
         return state
 
     def _read_net(self, file: ModelFile) -> None:
-        parts = file.restored(file.config["featurizer"])
+        parts = file.value("featurizer", "dict[str, Any]")
+        check_type("smoothed", parts["smoothed"], "SmoothedGenes | None")
+        check_type("scaling", parts["scaling"], "dict[str, Floats]")
+        check_shapes("Featurizer", parts["scaling"])
         self.featurizer = Featurizer(self.params, self.scaling, parts["scaling"], parts["smoothed"])
         super()._read_net(file)

@@ -65,7 +65,7 @@ class TissueStudent(BaseModel[SegmenterParams, PyramidMLP]):
 
     params_type = SegmenterParams
     used_by = "st.tl.multitask(adata, model=...)"
-    saved = (*BaseModel.saved, "tasks")
+    saved = BaseModel.saved | {"tasks": "dict[str, list[str]]"}
 
     def __init__(self, params: SegmenterParams | Mapping[str, Any] | None = None) -> None:
         resolve(params, SegmenterParams)  # raises for anything else
