@@ -192,14 +192,17 @@ function drawVolcano() {
 function label(pen, box, points) {
   const taken = [];
   Object.assign(pen, { font: "italic 11px system-ui, sans-serif", fillStyle: "#1d2329", strokeStyle: "rgba(255,255,255,.85)", lineWidth: 3 });
-  for (const d of points.sort((a, b) => rankOf[a.row] - rankOf[b.row] || a.y - b.y).slice(0, 60)) {
-    const text = geneOf(d.row), w = pen.measureText(text).width, back = d.x + w + 8 > box.width;
-    const x = back ? d.x - w - 6 : d.x + 6, spot = [x, d.y - 6, x + w, d.y + 6];
-    if (taken.length >= 14 || taken.some((t) => spot[0] < t[2] && spot[2] > t[0] && spot[1] < t[3] && spot[3] > t[1])) continue;
+  for (const d of points.sort((a, b) => rankOf[a.row] - rankOf[b.row] || a.y - b.y).slice(0, 200)) {
+    const text = geneOf(d.row), w = pen.measureText(text).width;
+    // beside its dot, where it covers neither a name nor a dot of another gene
+    const spot = [d.x + 6, d.x - w - 6].map((x) => [x, d.y - 6, x + w, d.y + 6]).find((s) => s[0] > 0 && s[2] < box.width
+      && !taken.some((t) => s[0] < t[2] + 4 && s[2] > t[0] - 4 && s[1] < t[3] && s[3] > t[1])
+      && !points.some((p) => p !== d && p.x > s[0] - 4 && p.x < s[2] + 4 && p.y > s[1] - 2 && p.y < s[3] + 2));
+    if (taken.length >= 14 || !spot) continue;
     taken.push(spot);
     pen.textAlign = "left";
-    pen.strokeText(text, x, d.y);
-    pen.fillText(text, x, d.y);
+    pen.strokeText(text, spot[0], d.y);
+    pen.fillText(text, spot[0], d.y);
   }
 }
 function dotAt(event) {
