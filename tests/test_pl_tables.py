@@ -270,6 +270,8 @@ def test_attention_fidelity_lines_equal_the_table(adata: ad.AnnData) -> None:
     lines = {line.get_label(): line.get_xydata() for line in axes[0].lines}
     np.testing.assert_allclose(lines["attention"], [[20, 0.2], [40, 0.4]])
     np.testing.assert_allclose(lines["random"], [[20, 0.4], [40, 0.8]])
+    assert len({axis.get_ylim() for axis in axes}) == 1, "panels compare"
+    assert all(tick.get_visible() for axis in axes for tick in axis.get_yticklabels())
     _, ax = plt.subplots()
     assert st.pl.attention_fidelity(adata, "edges", ax=ax) is ax
     with pytest.raises(ValueError, match="unit"):

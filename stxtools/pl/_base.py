@@ -244,27 +244,24 @@ def label_rows(ax: Axes, names: Sequence[str], y: Any, **font: Any) -> None:
 
 def heatmap(
     values: pd.DataFrame, name: str, title: str | None, *, label: str, legend: bool, ax: Axes | None,
-    cmap: str | None, limit: float | None = None, cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "",
-    marks: Any = None, mark: str = "",
+    cmap: str, limits: tuple[float, float], cell: tuple[float, float] = (0.28, 0.28), xlabel: str = "",
+    ylabel: str = "", texts: Any = None, handles: Sequence[Any] = (), **kwargs: Any,
 ) -> list[Axes]:  # fmt: skip
-    """Draw a table around 0 as cells (of so many inches) with a colour bar, and dots where ``marks`` is true."""
+    """Draw a table as cells (of so many inches) with ``texts`` in them and a colour bar."""
     names, columns = ([_legend.label_text(str(name)) for name in axis] for axis in (values.index, values.columns))
     name_width, column_width = _legend.text_width(names), _legend.text_width(columns)
     rotated = column_width > cell[0]
     width = max(cell[0] * len(columns) + name_width + 1.0, 2.6)
     height = max(cell[1] * len(names), 1.0) + 0.6 + (column_width if rotated else 0.2)
     axes = panels([name], title, ax, "table", width, height, bottom=0.6 * legend)
-    limit = limit or float(np.nanmax(np.abs(values.to_numpy()), initial=0.0)) or 1.0
-    bar = _legend.mappable(-limit, limit, _legend.color_map(DIVERGING if cmap is None else cmap))
-    if (values.abs() > limit).any(axis=None):
+    bar = _legend.mappable(*limits, _legend.color_map(cmap))
+    if ((values < limits[0]) | (values > limits[1])).any(axis=None):
         bar.cmap.colorbar_extend = "both"
-    dots = None if marks is None else np.where(marks, "\N{BULLET}", "")
-    sns.heatmap(values, vmin=-limit, vmax=limit, cmap=bar.cmap, annot=dots, fmt="", cbar=False, xticklabels=columns,
-                yticklabels=names, ax=axes[0])  # fmt: skip
-    label_axes(axes[0], xlabel)
+    sns.heatmap(values, vmin=limits[0], vmax=limits[1], cmap=bar.cmap, annot=texts, fmt="", cbar=False,
+                xticklabels=columns, yticklabels=names, ax=axes[0], **kwargs)  # fmt: skip
+    label_axes(axes[0], xlabel, ylabel)
     axes[0].tick_params(axis="x", length=0, rotation=90 if rotated else 0)
     axes[0].tick_params(axis="y", length=0, rotation=0)
     if legend:
-        handles = [] if marks is None else [_legend.point_handle(mark, rcParams["text.color"], size=4)]
         _legend.add_legend(axes, handles, ax=ax, bars=[(bar, label)])
     return axes

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from anndata import AnnData
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -283,8 +284,10 @@ def describe(
                          "choose some with `group=`, or fewer with `n_top=`.")  # fmt: skip
     scores, adjusted = (table.pivot(index="names", columns="column", values=v).reindex(index=names, columns=columns)
                         for v in ("scores", "pvals_adj"))  # fmt: skip
-    axes = _base.heatmap(scores, kind, title, label="z, against random regions", limit=_Z_LIMIT, marks=adjusted <= fdr,
-                         mark=f"FDR ≤ {fdr:g}", legend=legend, ax=ax, cmap=cmap)  # fmt: skip
+    dots = np.where(adjusted <= fdr, "\N{BULLET}", "")
+    axes = _base.heatmap(scores, kind, title, label="z, against random regions", limits=(-_Z_LIMIT, _Z_LIMIT),
+                         texts=dots, handles=[_legend.point_handle(f"FDR ≤ {fdr:g}", rcParams["text.color"], size=4)],
+                         legend=legend, ax=ax, cmap=cmap or _base.DIVERGING)  # fmt: skip
     return _base.save_or_show("describe", axes, figsize, ax=ax, show=show, save=save)
 
 

@@ -130,8 +130,10 @@ def trends(
         names = np.array(_row_names(table, "feature"), dtype=object) + np.where(table["pvals_adj"] <= fdr, " *", "")
         mean = mean.set_axis(names).iloc[np.argsort(table["slope"].to_numpy())[::-1]]
         star = f"* FDR ≤ {fdr:g}" if (table["pvals_adj"] <= fdr).any() else ""
-        axes = _base.heatmap(mean, star, title, xlabel=time_key, cell=(0.5, 0.22), ax=ax,
-                             label="$\\log_2$ deviation from the mean", legend=legend, cmap=cmap)  # fmt: skip
+        limit = float(np.nanmax(np.abs(mean))) or 1.0
+        axes = _base.heatmap(mean, star, title, xlabel=time_key, cell=(0.5, 0.22), limits=(-limit, limit), ax=ax,
+                             label="$\\log_2$ deviation from the mean", legend=legend,
+                             cmap=cmap or _base.DIVERGING)  # fmt: skip
     else:
         choose = "`feature` and `compartment`"
         axes = _base.panels(_row_names(table, "feature"), title, ax, "panel", 2.4, 2.2, choose=choose)

@@ -58,8 +58,7 @@ def history(
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]['history']` is empty: nothing was trained in that call.")
     stages = list(pd.unique(table["stage"].astype(str)))
-    if stage is not None and stage not in stages:
-        raise ValueError(f"`stage={stage!r}` is not in the history; it has {listing(stages)}.")
+    check_choice("stage", stage, [None, *stages])
     stages = stages if stage is None else [stage]
     axes = _base.panels([stage_name(name) for name in stages], title, ax, "stage", 3.6, 2.8)
     for axis, name in zip(axes, stages, strict=True):
@@ -152,17 +151,13 @@ def sensitivity(
     value, sd = (best.reindex(columns=[y, x, c]).pivot(index=y, columns=x, values=c).sort_index(ascending=False)
                  for c in ("value", "value_sd"))  # fmt: skip
     numbers = value.map(lambda v: f"{v:.3f}" if v == v else "") + sd.map(lambda v: f"\n± {v:.3f}" if v == v else "")
-    width, height = max(0.75 * value.shape[1] + 1.0, 3.0), 0.6 * value.shape[0] + 1.0
-    (axis,) = axes = _base.panels([""], title, ax, "table", width, height, bottom=0.8 * legend)
-    bar = _legend.mappable(best["value"].min(), best["value"].max(), _legend.color_map(cmap or "viridis"))
-    sns.heatmap(value, annot=numbers, fmt="", vmin=bar.norm.vmin, vmax=bar.norm.vmax, cmap=bar.cmap, cbar=False,
-                ax=axis, linewidths=1, annot_kws={"size": "small"})  # fmt: skip
+    axes = _base.heatmap(
+        value, "", title, label=f"{LABELS['auroc']}\nmean ± SD over folds", texts=numbers, legend=legend, ax=ax,
+        cmap=cmap or "viridis", limits=(best["value"].min(), best["value"].max()), cell=(0.75, 0.6),
+        xlabel=_PARAMS.get(x, x), ylabel=_PARAMS.get(y, y), linewidths=1, annot_kws={"size": "small"},
+    )  # fmt: skip
     row, column = divmod(int(np.nanargmax(value.to_numpy())), value.shape[1])
-    axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
-    _base.label_axes(axis, _PARAMS.get(x, x), _PARAMS.get(y, y))
-    axis.tick_params(axis="y", rotation=0)
-    if legend:
-        _legend.add_legend(axes, [], ax=ax, bars=[(bar, f"{LABELS['auroc']}\nmean ± SD over folds")])
+    axes[0].add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
     return _base.save_or_show("sensitivity", axes, figsize, ax=ax, show=show, save=save)
 
 
@@ -289,17 +284,18 @@ def attention_fidelity(
     verbs = {"remove": "removed", "keep": "kept"} if ax is None else {"remove": "removed"}
     units = ("edges", "regions") if unit is None else (unit,)
     shown = {f"{u} {verb}": (u, mode) for u in units for mode, verb in verbs.items()}
+    n = table["library"].nunique() if "library" in table else 1
+    label = "change of the probabilities" + (f"\nmean of {n} sections" if n > 1 else "")
     axes = _base.panels(list(shown), title, ax, "unit", 3.0, 2.6)
     for axis, (name, (u, mode)) in zip(axes, shown.items(), strict=True):
         part = table[(table["unit"] == u) & (table["mode"] == mode)]
-        for method, color in _METHOD_COLORS.items():
-            mean = part[part["method"] == method].groupby("share")["change"].mean().dropna()
-            if len(mean):
-                axis.plot(100 * mean.index, mean, color=color, ls="--" if method == "random" else "-", marker="o", ms=4,
-                          label=method.replace("_", " x "))  # fmt: skip
+        means = part.pivot_table(index="share", columns="method", values="change")
+        for method in (m for m in _METHOD_COLORS if m in means):
+            axis.plot(100 * means.index, means[method], color=_METHOD_COLORS[method], marker="o", markersize=4,
+                      linestyle="--" if method == "random" else "-", label=method.replace("_", " x "))  # fmt: skip
         if axis is not axes[0]:
             axis.sharey(axes[0])
-        _base.label_axes(axis, f"first {name} (%)", "change of the probabilities" if axis is axes[0] else "")
+        _base.label_axes(axis, f"first {name} (%)", label if axis is axes[0] else "")
         axis.set_ylim(bottom=0)
         axis.locator_params(axis="x", nbins=4)
     if legend:

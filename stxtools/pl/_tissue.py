@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from scipy import sparse
 
 from stxtools import _keys
@@ -300,9 +301,5 @@ def _background() -> Floats:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Return up to three round numbers (1, 2 or 5 times a power of ten) between ``low`` and ``high``."""
-    if not high > 0:
-        return []
-    powers = 10.0 ** (np.floor(np.log10(high)) - np.arange(3))
-    within = [float(s) for s in np.outer(powers, [5, 2, 1]).ravel() if low <= s <= high] or [high]
-    return sorted({within[0], within[len(within) // 2], within[-1]})
+    """Return a few round numbers between ``low`` and ``high``."""
+    return [float(x) for x in MaxNLocator(3).tick_values(low, high) if low <= x <= high and x > 0] or [high]
