@@ -16,11 +16,17 @@ import stxtools as st
 from stxtools._spatial.smoothing import Neighbourhoods
 from stxtools.models import Section
 from stxtools.models.ensemble.discriminant import shrinkage_lda
-from stxtools.models.segmenter.calibration import class_sizes, matching_temperature, offsets_for_all, tempered
+from stxtools.models.segmenter.calibration import (
+    centring_offsets,
+    class_sizes,
+    matching_temperature,
+    offsets_for_all,
+    tempered,
+)
 from stxtools.models.segmenter.discriminants import label_views, redrawn_confidence, spread_labels
 from stxtools.models.segmenter.mixtures import consensus, cotrain, fit_mixtures, with_all_classes
 from stxtools.models.segmenter.number import choose_number
-from stxtools.models.segmenter.pseudo_labels import PseudoLabels
+from stxtools.models.segmenter.pseudo_labels import PseudoLabels, pseudo_labels_from_labels
 
 
 def _section(x: np.ndarray, xy: np.ndarray) -> Section:
@@ -145,6 +151,44 @@ def test_temperature_of_one_class_or_none_is_one():
     assert matching_temperature(np.empty((0, 3)), 0.5) == 1.0
     proba = np.array([[0.2, 0.8]], dtype=np.float32)
     np.testing.assert_array_equal(tempered(proba, 1.0), proba)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.7])
+def test_labels_drawn_along_the_middle_correct_a_border_midway_between_them(angle: float):
+    """A thin stripe beside two thick ones; the expression changes evenly, so that nothing else shows the borders."""
+    xy = grid_positions(40)
+    y = np.digitize(xy[:, 0], [15.5, 20.5])
+    middle = np.array([8, 18, 30])
+    labels = np.where(xy[:, 0] == middle[y], y, -1)
+    turned = xy @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    logits = -((xy[:, :1] - middle) ** 2) / 16
+    proba = softmax(logits, axis=1)
+    offsets = centring_offsets([turned], [labels], proba)
+    after = (logits + offsets).argmax(axis=1)
+    assert (proba.argmax(axis=1) == y).mean() < 0.86
+    assert (after == y).mean() > 0.94
+    halves = xy[:, 1] < 20  # the same labels in two sections
+    parts = [np.flatnonzero(halves), np.flatnonzero(~halves)]
+    apart = centring_offsets([turned[p] for p in parts], [labels[p] for p in parts], proba[np.concatenate(parts)])
+    assert ((logits + apart).argmax(axis=1) == y).mean() > 0.94
+
+
+def test_pseudo_labels_are_centred_on_labels_in_smooth_expression():
+    xy, rng = grid_positions(60, 40), np.random.default_rng(0)
+    y = np.digitize(xy[:, 0], [21.5, 27.5])
+    labels = np.where(xy[:, 0] == np.array([10, 24, 43])[y], y, -1)
+    x = rng.normal(size=(len(xy), 8))
+    x[:, 0] += xy[:, 0] / 8
+    found = pseudo_labels_from_labels([_section(x, xy)], [labels], ["a", "b", "c"], 0).target.argmax(axis=1)
+    assert (found == y).mean() > 0.81  # the middle of both labels as border: 0.79
+
+
+def test_a_compact_patch_of_labels_need_not_lie_in_the_middle():
+    xy = grid_positions(40)
+    y = (xy[:, 0] >= 15).astype(int)
+    labels = np.where((abs(xy[:, 1] - 20) < 3) & np.isin(xy[:, 0], [1, 2, 3, 4, 16, 17, 18]), y, -1)
+    proba = softmax(np.c_[10 - xy[:, 0], np.zeros(len(xy))], axis=1)
+    np.testing.assert_array_equal(centring_offsets([xy], [labels], proba), [0, 0])
 
 
 def test_tied_mixture_agrees_with_sklearn():

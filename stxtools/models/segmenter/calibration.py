@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
 from scipy.special import softmax
 
+from stxtools._spatial.points import evenly_spread
+from stxtools._spatial.smoothing import REACH, nearest
 from stxtools._types import Array, Floats, Floats32, Ints, Reals
 
 _COOLEST, _HOTTEST = 0.25, 50.0
 _SHARES_TRUST = 0.7  # part of the way to the class shares given: they may be 30 % off
 _SHARES_STEPS = 60
+_CENTRE_TRUST = 0.03  # precision of the offsets that centre labels: chosen on cortex
+_CENTRE_TEMPERATURE = 3.0  # of the probabilities meanwhile: those of discriminant analyses are too sharp
+_CENTRE_LABELS = 1000  # of a section, at most, that are centred
 _LOST = 0.1  # share of its pseudo-labelled pixels below which a class counts as lost
 _RESTORED = 0.5  # share of its pseudo-labelled pixels that a lost class gets back
 _ROUNDS = 1000
@@ -52,6 +59,63 @@ def share_offsets(proba: Floats, class_shares: Floats) -> Floats:
             wanted[unknown] *= max(1 - np.nansum(class_shares), 1e-9) / predicted[unknown].sum()
         offsets += (np.log(wanted) - np.log(predicted)) / 2
     return _SHARES_TRUST * offsets
+
+
+def centring_offsets(xy: Sequence[Floats], labels: Sequence[Ints], proba: Floats) -> Floats:
+    """Offsets (K,) of the logits that bring the labels of each class to the centre of its predicted observations.
+
+    Experts draw along the middle of a compartment. Between a thin and a thick one, discriminant analyses place the
+    border midway between the labels, so the thin one grows on one side. In the nearest 127 observations of each label,
+    the mean position of the class is compared with that of its labels (Mahalanobis distance: in units of the class's
+    extent). A class counts by the number of separate neighbourhoods that its labels fill, less one: a compact patch
+    may lie anywhere in its class.
+
+    - ``xy``, ``labels``: Coordinates and class codes (-1 where unlabelled) of each section.
+    - ``proba``: Class probabilities of the observations of all sections, one after the other.
+    """
+    k = proba.shape[1]
+    logits = np.log(proba.clip(1e-9)) / _CENTRE_TEMPERATURE
+    parts, start = [], 0
+    for points, codes in zip(xy, labels, strict=True):
+        known = np.flatnonzero(codes >= 0)
+        if len(known):
+            known = known[evenly_spread(len(known), _CENTRE_LABELS)]
+            near = nearest(points, REACH, known)
+            shift = points[near] - points[known][:, None]
+            area = np.pi * (shift**2).sum(axis=2).max(axis=1) / near.shape[1]  # of one observation
+            same = codes[near] == codes[known][:, None]
+            parts.append((codes[known], near + start, shift / np.sqrt(area + 1e-300)[:, None, None], same))
+        start += len(points)
+    of, near, shift, same = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    n_near = same.sum(axis=1)
+    weight = (np.maximum(np.bincount(of, 1 / n_near, k) - 1, 0) / np.bincount(of, minlength=k).clip(1))[of]
+    if not weight.any():
+        return np.zeros(k)
+    used, row = np.unique(near, return_inverse=True)
+    row, logits = row.reshape(same.shape), logits[used]
+    same = same / n_near[:, None]
+    centre = np.einsum("ij,ijd->id", same, shift)
+
+    def misfit(offsets: Floats) -> tuple[float, Floats]:
+        share = softmax(logits + offsets, axis=1)
+        p = share[row, of[:, None]]
+        mass = p + 1e-3 * same  # a class has at least its labels
+        total = mass.sum(axis=1)
+        mass /= total[:, None]
+        mean = np.einsum("ij,ijd->id", mass, shift)
+        around = shift - mean[:, None]
+        extent = np.einsum("ij,ijd,ije->ide", mass, around, around)
+        off = mean - centre
+        u = np.linalg.solve(extent + 0.25 * np.eye(2), off[..., None])[..., 0]
+        along = np.einsum("ijd,id->ij", around, u)
+        slope = 2 * along - along**2 + np.einsum("id,ide,ie->i", u, extent, u)[:, None]
+        slope *= p * (weight / total)[:, None] / 2
+        gradient = np.bincount(of, slope.sum(axis=1), k) - np.bincount(row.ravel(), slope.ravel(), len(used)) @ share
+        value = weight @ (off * u).sum(axis=1) / 2 + _CENTRE_TRUST * (offsets @ offsets) / 2
+        return float(value), gradient + _CENTRE_TRUST * offsets
+
+    found: Floats = minimize(misfit, np.zeros(k), jac=True, method="L-BFGS-B").x
+    return _CENTRE_TEMPERATURE * (found - found.mean())
 
 
 def class_sizes(scores: Reals) -> Ints:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.special import softmax
 
 from stxtools._progress import progress, stage
 from stxtools._types import Bools, Floats, Floats32, Ints, Reals
@@ -18,7 +19,7 @@ from stxtools.nn._tiles import PixelRaster
 from stxtools.nn._views import block_mask
 
 from .batches import segments_of_batches
-from .calibration import matching_temperature
+from .calibration import centring_offsets, matching_temperature
 from .discriminants import label_views, redrawn_confidence, spread_labels
 from .mixtures import consensus, cotrain, some_rows, spatial_views, with_all_classes
 from .number import choose_number
@@ -147,6 +148,10 @@ def pseudo_labels_from_labels(
     parts = _by_section(rows, sections)
     views = label_views(sections, parts)
     target = spread_labels(views, codes, k, class_shares=class_shares)
+    if class_shares is None and known.mean() < _DENSE:
+        xy = [section.xy[part] for section, part in zip(sections, parts, strict=True)]
+        of_sections = np.split(codes, np.cumsum([len(part) for part in parts])[:-1])
+        target = softmax(np.log(target.clip(1e-9)) + centring_offsets(xy, of_sections, target), axis=1)
     weight = (target.max(axis=1) - 1 / k) / (1 - 1 / k)
     target[known] = np.eye(k)[codes[known]]
     weight[known] = 2.0
