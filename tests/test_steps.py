@@ -169,6 +169,13 @@ def test_wrong_arguments_are_reported_and_write_nothing(folder, capsys, argument
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("step", "option"), [("segment", "--params"), ("describe", "--net")])
+def test_text_that_is_no_json_is_named(step, option, capsys):
+    with pytest.raises(SystemExit):
+        main([step, "a.h5ad", "b.h5ad", option, "{epochs: 2}"])
+    assert f"argument {option}: invalid JSON value: '{{epochs: 2}}'" in capsys.readouterr().err
+
+
 def test_interrupted_step_leaves_the_earlier_file(folder, capsys, monkeypatch):
     def stopped(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt

@@ -116,8 +116,15 @@ def _int_or_str(text: str) -> int | str:
     return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
+def _json(text: str) -> Any:
+    return json.loads(text)
+
+
 def _file_or_json(text: str) -> Any:
     return json.loads(text) if text.lstrip().startswith("{") else text
+
+
+_json.__name__ = _file_or_json.__name__ = "JSON"  # argparse names it in its error
 
 
 def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -131,7 +138,7 @@ def _or_none(number: Callable[[str], Any]) -> Callable[[str], Any]:
 # by the name of a type: its classes in a file, its description, and how argparse reads it
 _TYPES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "Table | Mapping": ((str, dict), "a file or a table of files", {"type": _file_or_json, "metavar": "FILE"}),
-    "Mapping": (dict, "a table", {"type": json.loads, "metavar": "JSON"}),
+    "Mapping": (dict, "a table", {"type": _json, "metavar": "JSON"}),
     "Sequence": ((str, list), "a text or a list of texts", {"nargs": "+", "action": "extend", "metavar": "NAME"}),
     "int | str": ((int, str), "an integer or a text", {"type": _int_or_str, "metavar": "N"}),
     "bool": (bool, "true or false", {"action": argparse.BooleanOptionalAction}),
