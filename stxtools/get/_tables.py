@@ -11,7 +11,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._api import public
 from stxtools._checks import check_bool, check_choice, check_int, check_key, check_names, check_number, listing
-from stxtools._validate import check_in, stored_table
+from stxtools._validate import check_adata, check_in, stored_table
 
 _EFFECTS = {"kind", "compartment", "ci_low", "ci_high", "pvals", "pvals_adj"}
 _COMPARED = _EFFECTS | {"group", "names", "logfoldchanges", "n_group", "n_reference"}
@@ -47,7 +47,10 @@ def biomarkers(
     >>> st.tl.biomarkers(adata, groupby="compartment", n_null=100)
     >>> table = st.get.biomarkers(adata, fdr=0.05, sign="up")
     """
-    columns = {"group", "names", "scores", "logfoldchanges", "pvals_adj", "n_libraries"}
+    check_adata(adata, unique_vars=False)
+    columns = {"group", "names", "scores", "pvals_adj"}
+    if "kind" in getattr(adata.uns.get(check_key("key", key)), "columns", ["kind"]):  # none, or of another call
+        columns |= {"logfoldchanges", "n_libraries"}
     table = stored_table(adata, key, columns, "biomarker table", "st.tl.biomarkers(adata, groupby=...)")
     check_choice("sign", sign, ("both", "up", "down"))
     min_libraries = check_int("min_libraries", min_libraries, minimum=0)
