@@ -191,6 +191,14 @@ def test_a_compact_patch_of_labels_need_not_lie_in_the_middle():
     np.testing.assert_array_equal(centring_offsets([xy], [labels], proba), [0, 0])
 
 
+def test_single_labels_need_not_lie_in_the_middle():
+    xy = grid_positions(40)
+    y = (xy[:, 0] >= 15).astype(int)
+    labels = np.where((xy % 4 == 0).all(axis=1), y, -1)
+    proba = softmax(np.c_[10 - xy[:, 0], np.zeros(len(xy))], axis=1)
+    np.testing.assert_array_equal(centring_offsets([xy], [labels], proba), [0, 0])
+
+
 def test_tied_mixture_agrees_with_sklearn():
     z, y = make_blobs(900, 5, centers=4, cluster_std=1.0, random_state=0)
     mixtures = fit_mixtures(z, 4, np.random.default_rng(0))

@@ -18,6 +18,7 @@ _SHARES_STEPS = 60
 _CENTRE_TRUST = 0.03  # precision of the offsets that centre labels: chosen on cortex
 _CENTRE_TEMPERATURE = 3.0  # of the probabilities meanwhile: those of discriminant analyses are too sharp
 _CENTRE_LABELS = 1000  # of a section, at most, that are centred
+_ADJACENT = 7  # an observation and the ring around it
 _LOST = 0.1  # share of its pseudo-labelled pixels below which a class counts as lost
 _RESTORED = 0.5  # share of its pseudo-labelled pixels that a lost class gets back
 _ROUNDS = 1000
@@ -68,7 +69,7 @@ def centring_offsets(xy: Sequence[Floats], labels: Sequence[Ints], proba: Floats
     border midway between the labels, so the thin one grows on one side. In the nearest 127 observations of each label,
     the mean position of the class is compared with that of its labels (Mahalanobis distance: in units of the class's
     extent). A class counts by the number of separate neighbourhoods that its labels fill, less one: a compact patch
-    may lie anywhere in its class.
+    may lie anywhere in its class, as may single labels, which do not count.
 
     - ``xy``, ``labels``: Coordinates and class codes (-1 where unlabelled) of each section.
     - ``proba``: Class probabilities of the observations of all sections, one after the other.
@@ -78,6 +79,8 @@ def centring_offsets(xy: Sequence[Floats], labels: Sequence[Ints], proba: Floats
     parts, start = [], 0
     for points, codes in zip(xy, labels, strict=True):
         known = np.flatnonzero(codes >= 0)
+        adjacent = codes[nearest(points, _ADJACENT, known)] == codes[known][:, None]
+        known = known[adjacent.sum(axis=1) > 2]  # itself and two others
         if len(known):
             known = known[evenly_spread(len(known), _CENTRE_LABELS)]
             near = nearest(points, REACH, known)
@@ -86,6 +89,8 @@ def centring_offsets(xy: Sequence[Floats], labels: Sequence[Ints], proba: Floats
             same = codes[near] == codes[known][:, None]
             parts.append((codes[known], near + start, shift / np.sqrt(area + 1e-300)[:, None, None], same))
         start += len(points)
+    if not parts:
+        return np.zeros(k)
     of, near, shift, same = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     n_near = same.sum(axis=1)
     weight = (np.maximum(np.bincount(of, 1 / n_near, k) - 1, 0) / np.bincount(of, minlength=k).clip(1))[of]
