@@ -169,8 +169,11 @@ def test_labels_drawn_along_the_middle_correct_a_border_midway_between_them(angl
     assert (after == y).mean() > 0.94
     halves = xy[:, 1] < 20  # the same labels in two sections
     parts = [np.flatnonzero(halves), np.flatnonzero(~halves)]
-    apart = centring_offsets([turned[p] for p in parts], [labels[p] for p in parts], proba[np.concatenate(parts)])
+    xys, of_parts, order = [turned[p] for p in parts], [labels[p] for p in parts], np.concatenate(parts)
+    apart = centring_offsets(xys, of_parts, proba[order])
     assert ((logits + apart).argmax(axis=1) == y).mean() > 0.94
+    beside = centring_offsets([xy, *xys], [np.full(len(y), -1), *of_parts], proba[np.r_[: len(y), order]])
+    np.testing.assert_array_equal(beside, apart)  # a section without labels
 
 
 def test_pseudo_labels_are_centred_on_labels_in_smooth_expression():

@@ -33,7 +33,7 @@ def nearest(xy: Floats, size: int, rows: Ints | None = None) -> NDArray[np.int32
     tree, points, size = cKDTree(xy), xy if rows is None else xy[rows], min(size, len(xy))
     parts = [
         tree.query(points[start : start + _CHUNK], k=size, workers=-1)[1].astype(np.int32)
-        for start in range(0, len(points), _CHUNK)
+        for start in range(0, max(len(points), 1), _CHUNK)  # no rows: one empty part
     ]
     return np.concatenate(parts).reshape(-1, size)
 
