@@ -184,6 +184,20 @@ def test_gene_names_in_a_volcano_do_not_overlap(adata: ad.AnnData, n_genes: int)
         assert sum(a.shrunk(0.9, 0.7).overlaps(b.shrunk(0.9, 0.7)) for b in boxes[:i]) == 0
 
 
+@pytest.mark.parametrize("named", ["lower", "both"])
+def test_the_fdr_of_a_volcano_lies_over_no_name(adata: ad.AnnData, named: str) -> None:
+    table = adata.uns["biomarkers"]
+    table["pvals"] = table["pvals_adj"] = np.where(np.arange(len(table)) % 3, np.geomspace(0.01, 0.04, len(table)), 0.1)
+    change = table["logfoldchanges"].abs()
+    table["logfoldchanges"] = np.where(np.arange(len(table)) % 2, change if named == "both" else -change / 2, -change)
+    ax = st.pl.biomarkers(adata, group="tumour", kind="volcano", n_genes=50)
+    ax.figure.canvas.draw()
+    boxes = {t.get_text(): super(type(t), t).get_window_extent() for t in ax.texts}
+    threshold = boxes.pop("FDR 0.05", None)
+    assert (threshold is None) == (named == "both"), "the legend says it, too"
+    assert threshold is None or sum(threshold.shrunk(0.9, 0.7).overlaps(b) for b in boxes.values()) == 0
+
+
 @pytest.mark.parametrize(
     ("how", "error", "match"),
     [
@@ -216,7 +230,7 @@ def test_wrong_arguments_of_history_raise(adata: ad.AnnData) -> None:
     _, ax = plt.subplots()
     with pytest.raises(ValueError, match="stage='masked'"):
         st.pl.history(adata, ax=ax)
-    with pytest.raises(ValueError, match="masked"):
+    with pytest.raises(ValueError, match="choose one of 'masked', 'fit'"):
         st.pl.history(adata, stage="unknown")
     adata.uns["segment"]["history"] = adata.uns["segment"]["history"].iloc[:0]
     with pytest.raises(ValueError, match="empty"):

@@ -275,6 +275,15 @@ def test_each_table_of_ones_own_has_its_record_and_column(adata, tmp_path):
         assert_same(dict(back.uns["targets_params"]), dict(record))
 
 
+def test_after_new_biomarkers_a_list_of_genes_has_its_name_again(adata):
+    first = adata.uns["biomarkers"].copy()
+    for _ in range(2):  # a notebook that runs twice
+        adata.uns["biomarkers"] = first.copy()
+        _joined(adata, pd.DataFrame({"s": ["ERBB2", "EGFR"]}), symbol_col="s")
+        assert "in_table" in adata.uns["biomarkers"]
+        assert list(adata.uns["targets_params"]) == ["table"]
+
+
 def test_variables_that_share_a_symbol_get_the_same_row(adata):
     adata.var["symbol"] = ["ERBB2", "ERBB2", "ESR1", "x", "y", "z"]
     own = pd.DataFrame({"s": ["ERBB2"], "v": [1.0]})

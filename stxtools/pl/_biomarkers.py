@@ -199,28 +199,36 @@ def _volcano(ax: Axes, table: pd.DataFrame, colors: Mapping[str, str], *, fdr: f
         ax.scatter("x", "y", data=table[table["kind"] == kind], s=14, c=color, linewidths=0, label=kind,
                    rasterized=len(table) > 5000)  # fmt: skip
     ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
-    least, most = table.loc[table["passed"], "y"].min(), table.loc[~table["passed"], "y"].max()
-    if most < least:  # false where there is none; a correction that uses more than p has no threshold of p
-        at = (least + most) / 2
-        ax.axhline(at, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
-        ax.annotate(f"FDR {fdr:g}", (0, at), xycoords=ax.get_yaxis_transform(), xytext=(2, 1),
-                    textcoords="offset points", va="bottom", fontsize="x-small", color="#888888", zorder=5,
-                    path_effects=[_base.halo()])  # fmt: skip
     # the top points; the table's order breaks ties of p-values that end in a floor
     table["inward"] = np.minimum(table.index, table.index[::-1])
     top = table[table["passed"]].sort_values(["p", "inward"]).head(n_genes)
     room = max(1, int(0.9 * _legend.axes_size(ax)[1] / _LINE))
     sides = [top[side].head(room) for side in (top["x"] < 0, top["x"] >= 0)]
-    _annotate_genes(ax, sides, min(table["x"].min(), -0.1), max(table["x"].max(), 0.1), table["y"].max() or 1.0)
+    highest = table["y"].max() or 1.0
+    named = _annotate_genes(ax, sides, min(table["x"].min(), -0.1), max(table["x"].max(), 0.1), highest)
+    least, most = table.loc[table["passed"], "y"].min(), table.loc[~table["passed"], "y"].max()
+    if most < least:  # false where there is none; a correction that uses more than p has no threshold of p
+        at = (least + most) / 2
+        ax.axhline(at, color="#888888", linewidth=0.8, linestyle="--", zorder=0)
+        line = _LINE * np.ptp(ax.get_ylim()) / _legend.axes_size(ax)[1]
+        free = [side for side, heights in enumerate(named) if not (abs(heights - at - line / 2) < line).any()]
+        for side in free[:1]:
+            ax.annotate(f"FDR {fdr:g}", (side, at), xycoords=ax.get_yaxis_transform(), xytext=(2 - 4 * side, 1),
+                        textcoords="offset points", ha=("left", "right")[side], va="bottom", fontsize="x-small",
+                        color="#888888", zorder=5, path_effects=[_base.halo()])  # fmt: skip
 
 
-def _annotate_genes(ax: Axes, sides: Sequence[pd.DataFrame], low: float, high: float, top: float) -> None:
-    """Write names left and right of all points so that the sum of the lines to them is shortest: they do not cross."""
+def _annotate_genes(ax: Axes, sides: Sequence[pd.DataFrame], low: float, high: float, top: float) -> list[Floats]:
+    """Write names left and right of all points so that the sum of the lines to them is shortest: they do not cross.
+
+    Return the heights of the names on each side.
+    """
     size = _legend.axes_size(ax)
     shares = [min(0.35, _legend.text_width(part["name"]) / size[0] + _GAP) if len(part) else 0.04 for part in sides]
     span = (high - low) / (1 - sum(shares))
     ax.set(xlim=(low - shares[0] * span, high + shares[1] * span), ylim=(-0.03 * top, 1.08 * top))
     scale = size / [span, 1.11 * top]  # inches per unit
+    named: list[Floats] = []
     for part, side, column in zip(sides, (-1, 1), (low, high), strict=True):
         n = max(len(part), int(size[1] / _LINE))
         heights = np.linspace(-0.03 * top, 1.08 * top, 2 * n + 1)[1::2]
@@ -232,6 +240,8 @@ def _annotate_genes(ax: Axes, sides: Sequence[pd.DataFrame], low: float, high: f
             ax.annotate(_legend.label_text(row.name), slot, xytext=(2 * side, 0), textcoords="offset points",
                         ha="left" if side > 0 else "right", va="center", fontsize="x-small", style="italic",
                         zorder=4)  # fmt: skip
+        named.append(heights[assigned])
+    return named
 
 
 @_base.plot

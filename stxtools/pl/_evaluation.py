@@ -58,8 +58,9 @@ def history(
     if table.empty:
         raise ValueError(f"`adata.uns[{key!r}]['history']` is empty: nothing was trained in that call.")
     stages = list(pd.unique(table["stage"].astype(str)))
-    check_choice("stage", stage, [None, *stages])
-    stages = stages if stage is None else [stage]
+    if stage is not None:
+        check_choice("stage", stage, stages)
+        stages = [stage]
     axes = _base.panels([stage_name(name) for name in stages], title, ax, "stage", 3.6, 2.8)
     for axis, name in zip(axes, stages, strict=True):
         part = table[table["stage"].astype(str) == name]

@@ -145,10 +145,11 @@ def _record_name(
         earlier = set(record[name].get("columns", ()))
         if earlier or not columns.empty:
             return bool(earlier) and earlier <= set(columns)
-        return np.array_equal(biomarkers.get(f"in_{name}"), listed)  # lists of genes
+        return np.array_equal(biomarkers[f"in_{name}"], listed)  # lists of genes
 
     names = chain([kind], (f"{kind}_{i}" for i in count(2)))
-    return next(name for name in names if kind != "table" or name not in record or is_same(name))
+    # records may be of an earlier biomarker table
+    return next(n for n in names if kind != "table" or not (n in record and f"in_{n}" in biomarkers) or is_same(n))
 
 
 def _queries(
