@@ -176,6 +176,16 @@ def test_labels_drawn_along_the_middle_correct_a_border_midway_between_them(angl
     np.testing.assert_array_equal(beside, apart)  # a section without labels
 
 
+def test_many_labels_of_one_class_do_not_outweigh_the_line_through_another():
+    """More labels than are compared: each counts for several, or the thin stripe's would hardly count."""
+    xy = grid_positions(200)
+    y, middle = np.digitize(xy[:, 0], [15.5, 20.5]), np.array([8, 18, 30])
+    drawn = (abs(xy[:, 0] - 8) < 5) | ((xy[:, 0] == 18) & (xy[:, 1] < 60)) | (abs(xy[:, 0] - 50) < 10)
+    logits = -((xy[:, :1] - middle) ** 2) / 16
+    offsets = centring_offsets([xy], [np.where(drawn, y, -1)], softmax(logits, axis=1))
+    assert ((logits + offsets).argmax(axis=1) == y)[xy[:, 0] < 40].mean() > 0.89  # midway: 0.85
+
+
 def test_pseudo_labels_are_centred_on_labels_in_smooth_expression():
     xy, rng = grid_positions(60, 40), np.random.default_rng(0)
     y = np.digitize(xy[:, 0], [21.5, 27.5])

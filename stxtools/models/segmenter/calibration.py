@@ -82,18 +82,20 @@ def centring_offsets(xy: Sequence[Floats], labels: Sequence[Ints], proba: Floats
         adjacent = codes[nearest(points, _ADJACENT, known)] == codes[known][:, None]
         known = known[adjacent.sum(axis=1) > 2]  # itself and two others
         if len(known):
-            known = known[evenly_spread(len(known), _CENTRE_LABELS)]
+            chosen = evenly_spread(len(known), _CENTRE_LABELS)
+            each = np.full(len(chosen), len(known) / len(chosen))  # labels that one stands for
+            known = known[chosen]
             near = nearest(points, REACH, known)
             shift = points[near] - points[known][:, None]
             area = np.pi * (shift**2).sum(axis=2).max(axis=1) / near.shape[1]  # of one observation
             same = codes[near] == codes[known][:, None]
-            parts.append((codes[known], near + start, shift / np.sqrt(area + 1e-300)[:, None, None], same))
+            parts.append((codes[known], near + start, shift / np.sqrt(area + 1e-300)[:, None, None], same, each))
         start += len(points)
     if not parts:
         return np.zeros(k)
-    of, near, shift, same = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    of, near, shift, same, each = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     n_near = same.sum(axis=1)
-    weight = (np.maximum(np.bincount(of, 1 / n_near, k) - 1, 0) / np.bincount(of, minlength=k).clip(1))[of]
+    weight = each * (np.maximum(np.bincount(of, each / n_near, k) - 1, 0) / np.bincount(of, each, k).clip(1))[of]
     if not weight.any():
         return np.zeros(k)
     used, row = np.unique(near, return_inverse=True)
