@@ -249,6 +249,18 @@ def test_rare_genes_do_not_calibrate_common_ones():
     assert (mixed.shrinkage[400:] < 1).any()  # rare genes are calibrated
 
 
+def test_equal_genes_between_rare_and_common_ones_are_calibrated_alike():
+    rng = np.random.default_rng(2)
+    xy = np.stack(np.meshgrid(np.arange(30), np.arange(30)), axis=-1).reshape(-1, 2).astype(float)
+    region = np.argsort(np.argsort(np.hypot(*(xy - 15.2).T))) < 12
+    common, rare, marker = rng.poisson(3.0, (900, 200)), rng.poisson(0.004, (900, 200)), rng.poisson(0.1, (900, 1))
+    marker[region, 0] = rng.poisson(2.0, 12)
+    rare[np.arange(200), np.arange(200)] += 1  # all are tested
+    effect = region_effects(np.log1p(np.hstack([common, marker, rare, marker])), xy, [region], 400)[0]
+    assert effect.statistic[200] > 3
+    assert effect.statistic[200] == effect.statistic[401]
+
+
 def test_negative_values_decide_the_scale_of_all_blocks():
     rng = np.random.default_rng(5)
     xy, values = rng.uniform(0, 20, (200, 2)), np.log1p(rng.poisson(2.0, (200, 12)))

@@ -80,10 +80,11 @@ def calibrated(statistic: Floats, df: Floats, mean: Floats, tail: Floats, n_null
     tail, n_null = _usual(tail, n_null)
     known = ~np.isnan(mean)
     n_strata = int(np.clip(known.sum() // _STRATUM, 1, _MOST_STRATA))
-    order = np.flatnonzero(known)[np.argsort(mean[known], kind="stable")]
-    of_tail = tail[:, 1].astype(np.int64)
-    for genes, sign in product(np.array_split(order, n_strata), (1.0, -1.0)):
-        null = tail[np.isin(of_tail, genes), 0]
+    borders = [part[0] for part in np.array_split(np.sort(mean[known]), n_strata)[1:]]
+    stratum = np.where(known, np.searchsorted(borders, mean, side="right"), -1)  # equal genes share one
+    of_tail = stratum[tail[:, 1].astype(np.int64)]
+    for i, sign in product(range(n_strata), (1.0, -1.0)):
+        genes, null = np.flatnonzero(stratum == i), tail[of_tail == i, 0]
         null = np.abs(null[null * sign > 0] if one_sided else null)
         part = genes[np.sign(statistic[genes]) == sign]
         pvals = 2.0 * stats.t.sf(np.abs(statistic[part]), df[part])
