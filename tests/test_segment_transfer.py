@@ -93,6 +93,19 @@ def test_model_without_labels_finds_genes_by_ensembl_id(make_section, quick_unet
     np.testing.assert_array_equal(other.obsm["segment_proba"], adata.obsm["segment_proba"])
 
 
+def test_pretrained_model_finds_genes_by_ensembl_id_and_keeps_their_names(make_section, quick_unet, tmp_path):
+    adata, by_id = make_section(), make_section()
+    by_id.var_names = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
+    named = adata.copy()
+    named.var["gene_ids"] = by_id.var_names.to_numpy()
+    params = {"pretrain_epochs": 1, "steps_per_epoch": 1}
+    st.tl.pretrain(named, params=params, save_model=tmp_path / "p.stx", **ON_CPU)
+    training = {"params": {"epochs": quick_unet["epochs"]}, "pretrained": tmp_path / "p.stx"}
+    st.tl.segment(by_id, 3, **training, save_model=tmp_path / "m.stx", **ON_CPU)
+    st.tl.segment(adata, model=tmp_path / "m.stx", **ON_CPU)
+    np.testing.assert_array_equal(adata.obsm["segment_proba"], by_id.obsm["segment_proba"])
+
+
 def test_labels_of_the_new_section_correct_the_model(make_section, trained):
     adata = make_section(seed=6)
     labels = adata.obs["band"].astype(object).where(np.arange(adata.n_obs) % 15 == 0)

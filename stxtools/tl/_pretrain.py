@@ -12,7 +12,7 @@ from anndata import AnnData
 from stxtools import _keys
 from stxtools._api import public
 from stxtools._checks import check_bool, check_seed, check_writable
-from stxtools._data.features import joint_representation
+from stxtools._data.features import gene_names, joint_representation
 from stxtools._data.representation import stored_representation
 from stxtools._data.sections import Geometry, make_sections
 from stxtools._progress import FEATURES, progress_bar, stage
@@ -80,6 +80,8 @@ def pretrain(
     if use_rep is None:
         values, model.projection, read = joint_representation(adatas, layer)
         records = [r.record for r in read]
+        for one in adatas:
+            model.ids = gene_names(one)[1] | model.ids
     else:
         values = [stored_representation(one, use_rep) for one in adatas]
         widths = [v.shape[1] for v in values]

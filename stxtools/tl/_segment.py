@@ -146,7 +146,7 @@ def segment(
             classes=None if labels is None else labels.names, class_shares=shares, expression=genes,
             random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress,
         )  # fmt: skip
-        fitted.ids = features.aliases
+        fitted.ids = features.aliases | fitted.ids  # those of a pretrained model stay
         results = fitted.predict(sections, accelerator=accelerator)
     else:
         if fitted.gene_classifier is not None:
