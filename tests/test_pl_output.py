@@ -136,6 +136,12 @@ def test_colour_map_can_be_chosen(name: str, drawn: ad.AnnData) -> None:
         _draw(name, drawn, cmap="no such map")
 
 
+def test_a_single_trial_has_the_colour_that_its_colour_bar_gives_it(drawn: ad.AnnData) -> None:
+    drawn.uns["tune"]["trials"] = drawn.uns["tune"]["trials"].iloc[:1]
+    ax = st.pl.sensitivity(drawn)
+    assert ax.collections[0].get_clim() == ax.figure.axes[-1].get_xlim()
+
+
 def test_stability_without_a_legend(drawn: ad.AnnData) -> None:
     assert st.pl.stability(drawn, legend=False).get_legend() is None
     assert st.pl.stability(drawn).get_legend() is not None

@@ -257,8 +257,8 @@ def heatmap(
     bar = _legend.mappable(*limits, _legend.color_map(cmap))
     if ((values < limits[0]) | (values > limits[1])).any(axis=None):
         bar.cmap.colorbar_extend = "both"
-    sns.heatmap(values, vmin=limits[0], vmax=limits[1], cmap=bar.cmap, annot=texts, fmt="", cbar=False,
-                xticklabels=columns, yticklabels=names, ax=axes[0], **kwargs)  # fmt: skip
+    sns.heatmap(values, norm=bar.norm, cmap=bar.cmap, annot=texts, fmt="", cbar=False, xticklabels=columns,
+                yticklabels=names, ax=axes[0], **kwargs)  # fmt: skip
     label_axes(axes[0], xlabel, ylabel)
     axes[0].tick_params(axis="x", length=0, rotation=90 if rotated else 0)
     axes[0].tick_params(axis="y", length=0, rotation=0)
