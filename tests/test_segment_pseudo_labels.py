@@ -180,10 +180,14 @@ def test_many_labels_of_one_class_do_not_outweigh_the_line_through_another():
     """More labels than are compared: each counts for several, or the thin stripe's would hardly count."""
     xy = grid_positions(200)
     y, middle = np.digitize(xy[:, 0], [15.5, 20.5]), np.array([8, 18, 30])
-    drawn = (abs(xy[:, 0] - 8) < 5) | ((xy[:, 0] == 18) & (xy[:, 1] < 60)) | (abs(xy[:, 0] - 50) < 10)
+    drawn = (abs(xy[:, 0] - 8) < 3) | ((xy[:, 0] == 18) & (xy[:, 1] < 60)) | (abs(xy[:, 0] - 50) < 10)
     logits = -((xy[:, :1] - middle) ** 2) / 16
     offsets = centring_offsets([xy], [np.where(drawn, y, -1)], softmax(logits, axis=1))
-    assert ((logits + offsets).argmax(axis=1) == y)[xy[:, 0] < 40].mean() > 0.89  # midway: 0.85
+    assert ((logits + offsets).argmax(axis=1) == y)[xy[:, 0] < 40].mean() > 0.91  # by the sampled labels alone: 0.90
+    x = xy[:, 0] % 40  # the three stripes five times, with 3000 labels
+    y, logits = np.digitize(x, [15.5, 20.5]), -((x[:, None] - middle) ** 2) / 16
+    offsets = centring_offsets([xy], [np.where(x == middle[y], y, -1)], softmax(logits, axis=1))
+    assert ((logits + offsets).argmax(axis=1) == y).mean() > 0.9  # each counted in full: 0.875
 
 
 def test_pseudo_labels_are_centred_on_labels_in_smooth_expression():
