@@ -16,6 +16,7 @@ _COOLEST, _HOTTEST = 0.25, 50.0
 _SHARES_TRUST = 0.7  # part of the way to the class shares given: they may be 30 % off
 _SHARES_STEPS = 60
 _CENTRE_TRUST = 0.03  # precision of the offsets that centre labels: chosen on cortex
+_CENTRE_NEIGHBOURHOODS = 8  # of labels, from which it grows with their number: offsets would overshoot
 _CENTRE_TEMPERATURE = 3.0  # of the probabilities meanwhile: those of discriminant analyses are too sharp
 _CENTRE_LABELS = 1000  # of a section, at most, that are centred
 _ADJACENT = 7  # an observation and the ring around it
@@ -99,6 +100,7 @@ def centring_offsets(xy: Sequence[Floats], labels: Sequence[Ints], proba: Floats
     if not weight.any():
         return np.zeros(k)
     weight *= len(each) / each.sum()  # or offsets would grow with the labels, beyond the borders
+    precision = _CENTRE_TRUST * max(1.0, float(weight.sum()) / _CENTRE_NEIGHBOURHOODS)
     used, row = np.unique(near, return_inverse=True)
     row, logits = row.reshape(same.shape), logits[used]
     same = same / n_near[:, None]
@@ -119,8 +121,8 @@ def centring_offsets(xy: Sequence[Floats], labels: Sequence[Ints], proba: Floats
         slope = 2 * along - along**2 + np.einsum("id,ide,ie->i", u, extent, u)[:, None]
         slope *= p * (weight / total)[:, None] / 2
         gradient = np.bincount(of, slope.sum(axis=1), k) - np.bincount(row.ravel(), slope.ravel(), len(used)) @ share
-        value = weight @ (off * u).sum(axis=1) / 2 + _CENTRE_TRUST * (offsets @ offsets) / 2
-        return float(value), gradient + _CENTRE_TRUST * offsets
+        value = weight @ (off * u).sum(axis=1) / 2 + precision * (offsets @ offsets) / 2
+        return float(value), gradient + precision * offsets
 
     found: Floats = minimize(misfit, np.zeros(k), jac=True, method="L-BFGS-B").x
     return _CENTRE_TEMPERATURE * (found - found.mean())
