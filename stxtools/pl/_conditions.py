@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
-from matplotlib.ticker import EngFormatter, LogLocator, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, StrMethodFormatter
 
 from stxtools import _keys, get
 from stxtools._checks import check_choice, check_int
@@ -156,16 +156,18 @@ def _draw_trend(ax: Axes, times: Array, value: Array, row: pd.Series, color: str
     known = np.isfinite(value)
     times, value = times[known], value[known]  # the line ends where the values do
     x, centre, middle = np.linspace(times.min(), times.max(), 50), times.mean(), value.mean()
-    slope, low, high = (middle + row[c] * (x - centre) for c in ("slope", "ci_low", "ci_high"))
-    ax.fill_between(x, 2 ** np.fmin(low, high), 2 ** np.fmax(low, high), color=color, alpha=0.15, linewidth=0)
+    slope, *interval = (middle + row[c] * (x - centre) for c in ("slope", "ci_low", "ci_high"))
+    ax.fill_between(x, 2 ** np.fmin(*interval), 2 ** np.fmax(*interval), color=color, alpha=0.15, linewidth=0)
     ax.plot(x, 2**slope, color=color, linewidth=1.8)
     face = ax.get_facecolor() if color == NEITHER else color
     ax.scatter(times, 2**value, s=22, color=[face], edgecolors=[color], linewidths=1, zorder=3)
     ax.set_yscale("log")  # as the fit is
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = 2 ** (value.min() - 0.5), 2 ** (value.max() + 0.5)
+    # a span of less than five may hold one of 1, 2, 5, and LogLocator would fill it with ticks
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high >= 5 * low else MaxNLocator(3))
     ax.yaxis.set_major_formatter(EngFormatter(sep="") if (value > 0).all() else StrMethodFormatter("{x:g}"))
     ax.minorticks_off()
-    ax.set_ylim(2 ** (value.min() - 0.5), 2 ** (value.max() + 0.5))
+    ax.set_ylim(low, high)
 
 
 def _order(table: pd.DataFrame, effect: str) -> Ints:
