@@ -58,7 +58,7 @@ class BaseModel(ABC, Generic[P, N]):
 
     @property
     def required_genes(self) -> list[str]:
-        """Genes of which a section must have some: those of the representation."""
+        """The genes of the representation, of which a section must have some."""
         return [] if self.projection is None else self.projection.genes
 
     @abstractmethod
