@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stxtools._data.expression import GeneBlocks
     from stxtools._data.sections import Geometry
     from stxtools.stats._meta_analysis import Alternative
-    from stxtools.tl._describe._scores import Features
+    from stxtools.tl._describe._scores import ScoreMatrix
 
 
 def chosen_groups(groups: Any, reference: Any, names: list[str], groupby: str) -> list[str]:
@@ -87,7 +87,7 @@ def warn_single(designs: list[Design], groupby: str, library_key: str | bool | N
 
 
 def compare(
-    expression: GeneBlocks | Features, designs: list[Design], codes: Ints, where: Geometry, names: Array,
+    expression: GeneBlocks | ScoreMatrix, designs: list[Design], codes: Ints, where: Geometry, names: Array,
     covariates: Covariates, *, n_null: int, seed: int, show_progress: bool | None,
     alternative: Alternative = "two-sided", both: bool = True, unweighted: bool = False,
 ) -> list[Outcome]:  # fmt: skip

@@ -36,7 +36,7 @@ from stxtools.tl._biomarkers._design import compare, testable
 from stxtools.tl._biomarkers._protect import DataToTest
 
 from ._resources import CONTACT, Table, read_nets, read_pairs
-from ._scores import MIN_CONTACT, Features, activities, contact_scores
+from ._scores import MIN_CONTACT, ScoreMatrix, activities, contact_scores
 
 FDR = 0.05
 _N_TOP = 5  # names in each text of the summary
@@ -161,7 +161,7 @@ def _contact_designs(codes: Ints, names: list[str], libs: Libraries, subjects: t
 
 
 def _test(
-    kind: str, features: Features, codes: Ints, names: list[str], designs: list[Design], where: Geometry,
+    kind: str, features: ScoreMatrix, codes: Ints, names: list[str], designs: list[Design], where: Geometry,
     obs_names: Array, options: Mapping[str, Any],
 ) -> pd.DataFrame:  # fmt: skip
     """Test features as biomarkers tests genes."""

@@ -18,8 +18,8 @@ MIN_CONTACT = 10  # observations of a compartment that touch another
 _ROWS = 5000  # observations that decoupler makes dense at a time
 
 
-class Features:
-    """Features of all observations (CSR) in place of expression."""
+class ScoreMatrix:
+    """Scores of all observations (CSR) in place of expression."""
 
     depth = n_genes = None
     limit = np.inf
@@ -44,7 +44,7 @@ class Features:
         return np.asarray(self.values.T @ side.astype(np.float64)) / max(int(side.sum()), 1)
 
 
-def activities(logged: Csr, genes: Sequence[str], net: pd.DataFrame) -> Features:
+def activities(logged: Csr, genes: Sequence[str], net: pd.DataFrame) -> ScoreMatrix:
     """Activity of each source in each observation: decoupler's univariate linear model, centred."""
     expressed = np.flatnonzero(np.diff(logged.indptr))  # others have no activity
     adata = AnnData(logged[expressed], var=pd.DataFrame(index=pd.Index(genes)))
@@ -53,12 +53,12 @@ def activities(logged: Csr, genes: Sequence[str], net: pd.DataFrame) -> Features
     values = np.zeros((logged.shape[0], scores.shape[1]))
     values[expressed] = np.nan_to_num(scores.to_numpy(dtype=np.float64))
     centred = (values - values.mean(axis=0)).astype(np.float32)
-    return Features(sparse.csr_matrix(centred), [str(name) for name in scores.columns])
+    return ScoreMatrix(sparse.csr_matrix(centred), [str(name) for name in scores.columns])
 
 
 def contact_scores(
     graph: Csr, codes: Ints, n: int, logged: Csr, genes: Sequence[str], pairs: pd.DataFrame
-) -> tuple[Features, Ints]:
+) -> tuple[ScoreMatrix, Ints]:
     """Score pairs at borders: geometric mean of the ligand and of the receptor in the neighbours across the border.
 
     Return the code of the contact of each observation, too: ``own * n + other``, the compartment that it touches most.
@@ -89,4 +89,4 @@ def contact_scores(
     part = sparse.coo_matrix(score[:, scored], dtype=np.float32)
     values = sparse.csr_matrix((part.data, (border[part.row], part.col)), shape=(len(codes), len(scored)))
     names = (pairs["ligand"] + "^" + pairs["receptor"]).to_numpy()[scored]
-    return Features(values, [str(name) for name in names]), contact
+    return ScoreMatrix(values, [str(name) for name in names]), contact

@@ -41,7 +41,7 @@ _SMALLEST_BLOCK = 16  # observations
 
 
 @dataclass(frozen=True)
-class Target:
+class EvaluationTarget:
     """A column to predict, with class codes (-1: unknown) and class names."""
 
     name: str
@@ -195,7 +195,7 @@ class Protocol:
 
         return baseline(name, params=params, run=run)
 
-    def scores(self, test: Bools, proba: Mapping[str, Any]) -> Iterator[tuple[Target, dict[str, float]]]:
+    def scores(self, test: Bools, proba: Mapping[str, Any]) -> Iterator[tuple[EvaluationTarget, dict[str, float]]]:
         """Yield each target with the scores of its test part."""
         for t in self.targets:
             rows = test & (t.codes >= 0)
@@ -214,11 +214,14 @@ def _scores(proba: NDArray[np.floating], truth: Ints) -> dict[str, float]:
     return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
 
 
-def _targets(adata: AnnData, keys: Mapping[str, str | None]) -> list[Target]:
+def _targets(adata: AnnData, keys: Mapping[str, str | None]) -> list[EvaluationTarget]:
     named = {name: key for name, key in keys.items() if key is not None}
     if not named:
         raise ValueError("Name the columns to predict: `biomarker_key=`, `region_key=` or both.")
-    out = [Target(name, key, *categories(adata, key, f"{name}_key", min_classes=2)) for name, key in named.items()]
+    out = [
+        EvaluationTarget(name, key, *categories(adata, key, f"{name}_key", min_classes=2))
+        for name, key in named.items()
+    ]
     if len(set(named.values())) < len(named):
         raise ValueError(f"`biomarker_key` and `region_key` are both {out[0].key!r}; name two different columns.")
     return out
@@ -241,7 +244,7 @@ def settings_fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _checksum(adata: AnnData, where: Geometry, targets: Sequence[Target], matrix: sparse.csr_matrix) -> int:
+def _checksum(adata: AnnData, where: Geometry, targets: Sequence[EvaluationTarget], matrix: sparse.csr_matrix) -> int:
     """Return a checksum of the data: names, coordinates, rasters, sections, labels and values."""
     text = [*where.libs.names, *adata.obs_names, *adata.var_names, *(grid.lattice for grid in where.grids)]
     text += [name for t in targets for name in (t.key, *t.classes)]
