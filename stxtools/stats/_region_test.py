@@ -191,7 +191,7 @@ class _RegionTest:
 
     def __call__(self, genes: slice, section: SectionExpression) -> None:
         if self.factor is not None:
-            section = SectionExpression(rescale(section.matrix, self.factor))
+            section = SectionExpression(rescale(section.matrix, self.factor), signed=section.signed)
         sums = section.genes(self.view.basis, flat=not self.composition)
         correlation = PartialCorrelation(sums, genes, self.adjustment, self.labels)
         strengths = self.view.residual_strengths
