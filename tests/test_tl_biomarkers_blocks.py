@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
+from weakref import WeakSet
 
 import anndata as ad
 import numpy as np
@@ -98,6 +100,21 @@ def test_rows_read_are_linear_in_the_number_of_sections(tissue, monkeypatch):
         return sum(read) / many.n_obs
 
     assert rows_per_observation(4) <= 1.1 * rows_per_observation(1)
+
+
+def test_second_moments_of_a_section_are_held_while_it_is_tested(tissue, little_memory, monkeypatch):
+    space = import_module("stxtools.stats._region_test").ExpressionSpace
+    held, numbers, components = WeakSet(), [], space.components
+
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        held.add(self)
+        numbers.append(len(held))
+        return components(self, *args, **kwargs)
+
+    monkeypatch.setattr(space, "components", recorded)
+    table = _table(tissue, library_key="quarter")
+    assert set(numbers) == {1}
+    assert table["n_libraries"].max() == 4
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ for the composition; the final test computes both without the genes significant 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
+from itertools import chain, pairwise
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from stxtools._types import Bools, Csr, Floats, Floats32, Ints
 
 from ._calibration import calibrated
 from ._composition import (
+    MAX_GENES,
     Adjustment,
     Covariates,
     Depths,
@@ -81,6 +83,16 @@ class SectionView:
         n_genes = None if self.n_genes is None else self.n_genes[chosen]
         rows, xy, covariates = self.rows[chosen], self.xy[chosen], self.covariates.take(chosen)
         return replace(self, rows=rows, xy=xy, depth=depth, covariates=covariates, n_genes=n_genes)
+
+    @property
+    def size(self) -> float:
+        """Bytes that its contrasts share between blocks: smooth functions, components, second moments."""
+        return len(self) * (4 * N_FUNCTIONS + 160) + 8 * min(MAX_GENES, self.expression.shape[1]) ** 2
+
+    def release(self) -> None:
+        """Drop what can be computed again."""
+        for name in ("pairs", "basis", "space", "first_components"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def pairs(self) -> LagPairs:
@@ -171,8 +183,8 @@ class Contrast:
 
     @property
     def size(self) -> float:
-        """Bytes that it holds between blocks: random regions, sampler, smooth functions, components."""
-        return len(self.label) * (self.n_null / 8 + 40 + 4 * N_FUNCTIONS + 160 * sum(self.questions))
+        """Bytes that it alone holds between blocks: random regions, components."""
+        return len(self.label) * (self.n_null / 8 + 40 + 160 * sum(self.questions))
 
 
 class _RegionTest:
@@ -237,21 +249,29 @@ def compare_regions(
 ) -> None:
     """Describe and test regions of one expression; the contrasts get the results, and ``done`` how many are finished.
 
-    As many as fit into ``limit`` bytes, held between blocks, share two passes over the expression.
+    As many as fit into ``limit`` bytes, held between blocks, share two passes over the expression. They come view by
+    view, and a view whose regions are tested is released.
     """
-    _describe(contrasts)
-    group: list[Contrast] = []
-    for i, contrast in enumerate(contrasts):
-        group.append(contrast)
-        if i + 1 == len(contrasts) or sum(c.size for c in [*group, contrasts[i + 1]]) > limit:
-            _test(group, done)
-            group = []
+    members = {view: [c for c in contrasts if c.view is view] for view in dict.fromkeys(c.view for c in contrasts)}
+    _describe(members)
+    groups: list[list[Contrast]] = []
+    for contrast in chain.from_iterable(members.values()):
+        if not groups or _size([*groups[-1], contrast]) > limit:
+            groups.append([])
+        groups[-1].append(contrast)
+    for group, following in pairwise([*groups, []]):
+        _test(group, done)
+        for view in {c.view for c in group} - {c.view for c in following}:
+            view.release()
 
 
-def _describe(contrasts: Sequence[Contrast]) -> None:
+def _size(contrasts: Sequence[Contrast]) -> float:
+    return sum(c.size for c in contrasts) + sum(view.size for view in {c.view for c in contrasts})
+
+
+def _describe(members: Mapping[SectionView, Sequence[Contrast]]) -> None:
     """Describe all contrasts and compute the moments of every gene in their views: one pass over the blocks."""
-    views = list(dict.fromkeys(c.view for c in contrasts))
-    members = {view: [c for c in contrasts if c.view is view] for view in views}
+    views = list(members)
     blocks: dict[SectionView, list[tuple[Any, ...]]] = {view: [] for view in views}
     for _, view, section in _sections(views):
         described = section.describe([c.label for c in members[view]])
