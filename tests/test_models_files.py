@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
 import numpy as np
 import pytest
 import torch
@@ -396,23 +395,3 @@ def test_model_with_nan_weights_is_not_saved(folder: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="diverged"):
         model.save(tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("make", "error"),
-    [
-        (lambda p: p / "file" / "m", NotADirectoryError),
-        (lambda p: p / "none" / "m", FileNotFoundError),
-        (lambda p: p, IsADirectoryError),
-        (lambda p: p / "pipe", ValueError),
-        (lambda p: "a\0b", ValueError),
-        (lambda p: 5, TypeError),
-    ],
-)
-def test_unwritable_model_path_raises_before_training(
-    tmp_path: Path, make: Callable[[Path], Any], error: type[Exception], make_section: Callable[..., ad.AnnData]
-) -> None:
-    (tmp_path / "file").write_text("")
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(error):
-        st.tl.segment(make_section(), 2, save_model=make(tmp_path), params={"epochs": 10**9})

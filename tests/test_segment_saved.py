@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import numpy as np
@@ -92,3 +93,21 @@ def test_applying_a_model_does_not_change_its_image_key(make_section, quick_unet
     assert adata.uns["again"]["params"]["image_key"] == "hires"
     with pytest.raises(ValueError, match="`accelerator='nope'` is not known"):
         st.tl.segment(adata, model=model, key_added="other", accelerator="nope", show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda p: p / "file" / "m", NotADirectoryError),
+        (lambda p: p / "none" / "m", FileNotFoundError),
+        (lambda p: p, IsADirectoryError),
+        (lambda p: p / "pipe", ValueError),
+        (lambda p: "a\0b", ValueError),
+        (lambda p: 5, TypeError),
+    ],
+)
+def test_unwritable_model_path_raises_before_training(tmp_path, make, error, make_section):
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(error):
+        st.tl.segment(make_section(), 2, save_model=make(tmp_path), params={"epochs": 10**9})

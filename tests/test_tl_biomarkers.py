@@ -25,7 +25,7 @@ def _smooth(xy: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarr
     return np.cos(xy @ frequency.T + rng.uniform(0, 2 * np.pi, 200)).sum(axis=1) / 10
 
 
-def _section(seed: int, n_markers: int = 0, n_vars: int = 60, side: int = 26, fold: float = 3.0) -> ad.AnnData:
+def smooth_section(seed: int, n_markers: int = 0, n_vars: int = 60, side: int = 26, fold: float = 3.0) -> ad.AnnData:
     """Genes vary smoothly; ``n_markers`` of them are ``fold`` as high in a smooth region."""
     rng = np.random.default_rng(seed)
     xy = grid_positions(side)
@@ -39,7 +39,7 @@ def _section(seed: int, n_markers: int = 0, n_vars: int = 60, side: int = 26, fo
 
 
 def _tested() -> ad.AnnData:
-    adata = _section(0, n_markers=6)
+    adata = smooth_section(0, n_markers=6)
     st.tl.biomarkers(adata, "region", groups=["in", "out"], n_null=150)
     return adata
 
@@ -67,7 +67,7 @@ def test_table_has_the_documented_columns_and_order(tested):
 
 
 def test_library_key_is_read_from_the_segmentation():
-    adata = ad.concat([_section(0), _section(1)], uns_merge="first")
+    adata = ad.concat([smooth_section(0), smooth_section(1)], uns_merge="first")
     adata.uns["region"] = {"params": {"library_key": "library"}}
     st.tl.biomarkers(adata, "region", protect=None, n_null=100)
     assert adata.uns["biomarkers_params"]["library_key"] == "library"
@@ -111,7 +111,7 @@ def test_two_groups_mirror_each_other(tested):
 
 
 def test_only_the_second_of_two_groups_is_tested():
-    adata = _section(0, n_markers=6, side=16)
+    adata = smooth_section(0, n_markers=6, side=16)
     adata.obs["flag"] = (adata.obs["region"] == "in").to_numpy()
     adata.obs["ordered"] = adata.obs["region"].cat.reorder_categories(["out", "in"])
     for groupby, group, other in (("flag", "True", "False"), ("ordered", "in", "out"), ("region", "out", "in")):
@@ -131,7 +131,7 @@ def test_only_the_second_of_two_groups_is_tested():
 
 @pytest.mark.parametrize("groups", ["all", ["rest"]])
 def test_a_group_may_be_called_rest(groups):
-    adata = _section(0, n_markers=4, n_vars=20, side=14)
+    adata = smooth_section(0, n_markers=4, n_vars=20, side=14)
     names = np.where(adata.obsm["spatial"][:, 0] < 400, "edge", adata.obs["region"].astype(str))
     adata.obs["plain"], adata.obs["part"] = names, np.where(names == "out", "rest", names)
     st.tl.biomarkers(adata, "part", groups=groups, n_null=50)
@@ -142,7 +142,7 @@ def test_a_group_may_be_called_rest(groups):
 
 
 def test_direction_consistent_is_missing_for_a_single_library(tmp_path):
-    adata = ad.concat([_section(s, 3, n_vars=20, side=12) for s in range(2)], merge="same")
+    adata = ad.concat([smooth_section(s, 3, n_vars=20, side=12) for s in range(2)], merge="same")
     dense = adata.X.toarray()
     dense[(adata.obs["library"] == "lib0").to_numpy(), 7] = 0  # a gene of one library only
     adata.X = sparse.csr_matrix(dense)
@@ -176,11 +176,11 @@ def _assert_same_table(adata: ad.AnnData, exact: bool = True, **kwargs) -> None:
 
 @pytest.mark.parametrize("covariates", [None, "composition"])
 def test_order_of_observations_does_not_matter(covariates):
-    adata = _section(1, 4, side=20, n_vars=40)
+    adata = smooth_section(1, 4, side=20, n_vars=40)
     _assert_same_table(adata, groupby="region", covariates=covariates, exact=covariates is None)
     adata.obsm["spatial"] = adata.obsm["spatial"] // 300  # several observations at a position
     _assert_same_table(adata, groupby="region", covariates=covariates, library_key=False, exact=covariates is None)
-    adata = ad.concat([_section(s, 3, n_vars=20, side=12) for s in range(3)], merge="same")
+    adata = ad.concat([smooth_section(s, 3, n_vars=20, side=12) for s in range(3)], merge="same")
     _assert_same_table(adata, groupby="region", covariates=covariates, library_key="library", exact=covariates is None)
 
 
@@ -211,7 +211,7 @@ def test_random_regions_of_a_real_section_have_no_markers(real_section):
 def test_same_seed_gives_the_same_bits_and_leaves_the_input():
     tables = []
     for seed in (0, 0, 1):
-        adata = _section(1, 3)
+        adata = smooth_section(1, 3)
         before = adata.X.copy()
         st.tl.biomarkers(adata, "region", n_null=60, random_state=seed)
         assert (before != adata.X).nnz == 0
@@ -221,7 +221,7 @@ def test_same_seed_gives_the_same_bits_and_leaves_the_input():
 
 
 def test_counts_and_log_expression_give_the_same_table():
-    counts = _section(2, 3)
+    counts = smooth_section(2, 3)
     counts.X.data[::20] = 0  # stored, but not expressed
     logged = sc.pp.log1p(sc.pp.normalize_total(counts, copy=True), copy=True)
     logged.X.eliminate_zeros()
@@ -234,7 +234,7 @@ def test_counts_and_log_expression_give_the_same_table():
 
 
 def test_other_groups_and_missing_values_are_not_part_of_the_reference():
-    adata = _section(3, 4)
+    adata = smooth_section(3, 4)
     kind = np.where(adata.obs["region"] == "in", "a", np.where(adata.obsm["spatial"][:, 0] > 1300, "b", "c"))
     adata.obs["kind"] = pd.Series(kind, index=adata.obs_names).where(np.arange(adata.n_obs) % 7 > 0)
     st.tl.biomarkers(adata, "kind", groups=["a"], reference="b", key_added="found", n_null=60)
@@ -247,7 +247,7 @@ def test_other_groups_and_missing_values_are_not_part_of_the_reference():
 
 
 def test_genes_without_variance_are_not_tested():
-    adata = _section(4, 2, n_vars=20)
+    adata = smooth_section(4, 2, n_vars=20)
     dense = adata.X.toarray()
     dense[:, 5] = 0
     dense[3:, 6] = 0
@@ -259,104 +259,8 @@ def test_genes_without_variance_are_not_tested():
     assert row["direction_consistent"] is pd.NA
 
 
-def _with_batch_effects(n: int, n_markers: int, shift: float = 0.0, **kwargs) -> ad.AnnData:
-    parts = [_section(s, n_markers, side=18, **kwargs) for s in range(n)]
-    rng = np.random.default_rng(9)
-    for part in parts:  # a batch effect of every library
-        part.X = sparse.csr_matrix(rng.poisson(part.X.toarray() * np.exp(shift * rng.standard_normal(part.n_vars))))
-        part.X = part.X.astype(np.float32)
-    return ad.concat(parts, merge="same")
-
-
-def test_libraries_with_both_sides_are_combined_as_blocks():
-    adata = _with_batch_effects(4, 5, shift=0.5)
-    st.tl.biomarkers(adata, "region", groups=["in"], library_key="library", n_null=80)
-    table = st.get.biomarkers(adata, "in", fdr=0.05, sign="up", min_libraries=4)
-    assert len({f"g{i}" for i in range(5)} & set(table["names"])) >= 4
-    assert table["direction_consistent"].all()
-    assert list(adata.uns["biomarkers_params"]["design"]) == ["within"]
-    alone = adata[adata.obs["library"] == "lib0"].copy()
-    st.tl.biomarkers(alone, "region", groups=["in"], n_null=80)
-    few = st.get.biomarkers(alone).set_index("names").loc[[f"g{i}" for i in range(5)], "pvals"].median()
-    assert st.get.biomarkers(adata).set_index("names").loc[[f"g{i}" for i in range(5)], "pvals"].median() < few
-
-
-def _patients(seed: int, n_genes: int = 100) -> ad.AnnData:
-    """Two sections of each of three patients, in whom genes differ between halves by amounts of mean 0."""
-    rng, xy = np.random.default_rng(seed), grid_positions(14)
-    left, base, parts = xy[:, 0] < 7, rng.gamma(2, 3, n_genes), []
-    for patient in range(3):
-        rate = base * np.exp(np.outer(left, rng.normal(0, 0.5, n_genes)))
-        for section in range(2):
-            of = {"half": np.where(left, "left", "right"), "patient": f"p{patient}", "section": f"{patient}{section}"}
-            parts.append(poisson_section(rate, xy, rng, **of))
-    return ad.concat(parts, index_unique="-")
-
-
-def test_sections_of_a_patient_are_not_replicates():
-    adata = _patients(0)
-    how = {"groupby": "half", "library_key": "section", "n_null": 50}
-    shares = {}
-    for key, n in ((None, 6), ("patient", 3)):
-        st.tl.biomarkers(adata, subject_key=key, **how)
-        table = adata.uns["biomarkers"]
-        assert (table["n_libraries"] == n).all()
-        shares[key] = (table["pvals"] <= 0.05).mean()
-    assert shares[None] > 0.1 > 0.05 >= shares["patient"]
-    assert adata.uns["biomarkers_params"]["subject_key"] == "patient"
-    assert np.isfinite(table["rank_score"]).all()
-
-    single = adata[adata.obs["section"].isin(["00", "10", "20"])].copy()
-    plain = st.tl.biomarkers(single, **how, copy=True).uns["biomarkers"]
-    st.tl.biomarkers(single, subject_key="patient", **how)  # each has one section
-    pd.testing.assert_frame_equal(single.uns["biomarkers"], plain)
-    adata.obs["nobody"] = adata.obs["patient"].where(adata.obs["section"] != "00")
-    with pytest.raises(ValueError, match="is missing in all observations of '00'"):
-        st.tl.biomarkers(adata, subject_key="nobody", **how)
-    adata.obs["one"] = "p"
-    with pytest.warns(UserWarning, match="a single subject"):
-        st.tl.biomarkers(adata, subject_key="one", **how)
-    adata.obs["arm"] = np.where(adata.obs["patient"] == "p0", "a", "b")
-    with pytest.raises(ValueError, match=r"st\.tl\.compare"):
-        st.tl.biomarkers(adata, "arm", library_key="section", subject_key="patient")
-
-
-def test_libraries_of_one_condition_each_are_replicates():
-    adata = _with_batch_effects(8, 0, shift=0.1, n_vars=40)
-    adata.obs["condition"] = np.where(adata.obs["library"].isin([f"lib{i}" for i in range(4)]), "sick", "well")
-    dense = adata.X.toarray()
-    sick = (adata.obs["condition"] == "sick").to_numpy()
-    dense[np.ix_(sick, range(4))] = np.random.default_rng(0).poisson(dense[np.ix_(sick, range(4))] * 8.0)
-    adata.X = sparse.csr_matrix(dense.astype(np.float32))
-    st.tl.biomarkers(adata, "condition", groups=["sick"], library_key="library")
-    assert list(adata.uns["biomarkers_params"]["design"]) == ["between"]
-    found = st.get.biomarkers(adata, fdr=0.05, sign="up")
-    assert {f"g{i}" for i in range(4)} <= set(found["names"])
-    assert len(found) <= 6
-    assert (adata.uns["biomarkers"]["n_libraries"] == 8).all()
-    both = adata.uns["biomarkers"].set_index("names")
-    for alternative, sign in (("greater", 1), ("less", -1)):
-        st.tl.biomarkers(adata, "condition", groups=["sick"], library_key="library", alternative=alternative)
-        one = adata.uns["biomarkers"].set_index("names").loc[both.index]
-        half = both["pvals"] / 2
-        np.testing.assert_allclose(one["pvals"], np.where(sign * both["scores"] > 0, half, 1 - half), rtol=1e-9)
-
-
-def test_too_few_libraries_are_an_error_and_one_library_a_warning():
-    adata = _with_batch_effects(3, 0)
-    adata.obs["condition"] = np.where(adata.obs["library"] == "lib0", "sick", "well")
-    before = adata.uns.copy()
-    with pytest.raises(ValueError, match="at least two on each side"):
-        st.tl.biomarkers(adata, "condition", library_key="library")
-    assert dict(adata.uns) == dict(before)
-    adata.obs["island"] = np.where((adata.obs["library"] == "lib1") & (adata.obs["region"] == "in"), "yes", "no")
-    with pytest.warns(UserWarning, match="a single library"):
-        st.tl.biomarkers(adata, "island", groups=["yes"], library_key="library", n_null=60)
-    assert (adata.uns["biomarkers"]["n_libraries"] <= 1).all()
-
-
 def test_groups_of_one_observation_are_omitted_with_a_warning():
-    adata = _section(6, side=16)
+    adata = smooth_section(6, side=16)
     adata.obs["kind"] = np.where(adata.obs["region"] == "in", "a", "b").astype(object)
     adata.obs.iloc[0, adata.obs.columns.get_loc("kind")] = "single"
     with pytest.warns(UserWarning, match="not tested"):
@@ -386,7 +290,7 @@ def test_groups_of_one_observation_are_omitted_with_a_warning():
     ],
 )
 def test_wrong_arguments_leave_the_data_unchanged(kwargs, error, match):
-    adata = _section(7, side=8)
+    adata = smooth_section(7, side=8)
     adata.obs["one"], adata.obs["float"] = "x", 1.5
     adata.layers["negative"] = adata.X.toarray() - 2.0
     with pytest.raises(error, match=match):
@@ -397,7 +301,7 @@ def test_wrong_arguments_leave_the_data_unchanged(kwargs, error, match):
 
 def test_get_biomarkers_filters_the_table(tested):
     with pytest.raises(KeyError, match=r"st\.tl\.biomarkers"):
-        st.get.biomarkers(_section(8, side=8))
+        st.get.biomarkers(smooth_section(8, side=8))
     with pytest.raises(ValueError, match="nope"):
         st.get.biomarkers(tested, "nope")
     down = st.get.biomarkers(tested, "in", sign="down", n_top=4)

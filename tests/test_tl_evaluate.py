@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -38,7 +37,7 @@ def _without_time(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="seconds")
 
 
-def _spy(record: Callable[[list[Any], list[np.ndarray]], object]) -> Model:
+def spying_model(record: Callable[[list[Any], list[np.ndarray]], object]) -> Model:
     """Record what a model is given; predict the same probability for all classes."""
 
     def model(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_state: int) -> list[np.ndarray]:
@@ -48,10 +47,7 @@ def _spy(record: Callable[[list[Any], list[np.ndarray]], object]) -> Model:
     return model
 
 
-# ------------------------------------------------------------------------------------------------- splits
-
-
-def _tissue(xy: np.ndarray, library: np.ndarray | None = None) -> ad.AnnData:
+def tissue_at(xy: np.ndarray, library: np.ndarray | None = None) -> ad.AnnData:
     """Observations at given places, every other one of class "a"."""
     adata = ad.AnnData(np.ones((len(xy), 1), dtype=np.float32), obsm={"spatial": xy, "rep": xy})
     adata.obs["half"] = pd.Categorical(np.where(np.arange(len(xy)) // 2 % 2, "a", "b"))
@@ -59,7 +55,7 @@ def _tissue(xy: np.ndarray, library: np.ndarray | None = None) -> ad.AnnData:
     return adata
 
 
-def _folds(adata: ad.AnnData, scheme: str, n_folds: int = 5, seed: int = 0) -> np.ndarray:
+def folds_of(adata: ad.AnnData, scheme: str, n_folds: int = 5, seed: int = 0) -> np.ndarray:
     """Fold of every observation: the one in which its label is hidden from the model, exactly one."""
     hidden = []
 
@@ -69,73 +65,10 @@ def _folds(adata: ad.AnnData, scheme: str, n_folds: int = 5, seed: int = 0) -> n
             hidden[-1][(adata.obs["library"] == name).to_numpy()] = codes < 0
 
     how = BY_LIBRARY | {"scheme": scheme, "n_folds": n_folds, "random_state": seed, "show_progress": False}
-    st.tl.evaluate(adata, {"m": _spy(record)}, region_key="half", use_rep="rep", **how)
+    st.tl.evaluate(adata, {"m": spying_model(record)}, region_key="half", use_rep="rep", **how)
     assert len(hidden) == len(adata.uns["evaluation"])
     np.testing.assert_array_equal(np.sum(hidden, axis=0), 1)
     return np.argmax(hidden, axis=0)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    n=hs.integers(20, 400),
-    n_folds=hs.integers(2, 6),
-    seed=hs.integers(0, 99),
-    scheme=hs.sampled_from(["block", "random"]),
-)
-def test_folds_cover_every_observation_evenly(n: int, n_folds: int, seed: int, scheme: str) -> None:
-    adata = _tissue(np.random.default_rng(seed).uniform(size=(n, 2)))
-    sizes = np.bincount(_folds(adata, scheme, n_folds, seed), minlength=n_folds)
-    assert len(sizes) == n_folds
-    assert sizes.min() > 0
-    assert sizes.max() <= 3 * sizes.min() + 16
-
-
-def test_blocks_keep_neighbours_together_and_random_splits_do_not() -> None:
-    adata = _tissue(np.stack(np.meshgrid(np.arange(40.0), np.arange(40.0)), axis=-1).reshape(-1, 2))
-    same = {}
-    for scheme in ("block", "random"):
-        fold = _folds(adata, scheme).reshape(40, 40)
-        same[scheme] = float((fold[:, 1:] == fold[:, :-1]).mean())
-    assert same["block"] > 0.85
-    assert same["random"] == pytest.approx(0.2, abs=0.05)
-
-
-def test_seeds_draw_different_blocks_and_libraries_are_whole_folds() -> None:
-    xy = np.random.default_rng(0).uniform(size=(200, 2))
-    one, two = _tissue(xy), _tissue(xy, np.where(np.arange(200) % 2, "b", "a"))
-    assert not np.array_equal(_folds(one, "block"), _folds(one, "block", seed=1))
-    np.testing.assert_array_equal(_folds(two, "library"), np.arange(200) % 2)
-    assert two.uns["evaluation"]["fold"].tolist() == ["a", "b"]
-
-
-def test_all_sections_of_a_subject_are_held_out_together() -> None:
-    xy = np.random.default_rng(0).uniform(size=(200, 2))
-    adata = _tissue(xy, np.array(list("abcde"))[np.arange(200) % 5])
-    adata.obs["patient"] = adata.obs["library"].map({"a": "p1", "b": "p2", "c": "p1", "d": "p3", "e": "p1"})
-    adata.obs.loc[adata.obs_names[:20], "patient"] = None  # the section's other observations name it
-    given: list[tuple[list[Any], list[np.ndarray]]] = []
-    how = BY_LIBRARY | {"region_key": "half", "subject_key": "patient", "use_rep": "rep", "show_progress": False}
-    st.tl.evaluate(adata, {"m": _spy(lambda *what: given.append(what))}, **how)
-    hidden = [[s.name for s, codes in zip(*pair, strict=True) if (codes < 0).any()] for pair in given]
-    assert hidden == [["a", "c", "e"], ["b"], ["d"]]
-    table = adata.uns["evaluation"]
-    assert table["fold"].tolist() == ["p1", "p2", "p3"]
-    assert table["n_test"].tolist() == [120, 40, 40]
-    assert adata.uns["evaluation_params"]["subject_key"] == "patient"
-    st.tl.tune(
-        adata, "unet", space={"width": [4]}, search="grid", params={"epochs": 1, "pretrain": "none"},
-        accelerator="cpu", **{k: v for k, v in how.items() if k != "n_seeds"},
-    )  # fmt: skip
-    assert adata.uns["tune"]["trials"]["n_folds"].tolist() == [3]
-    for wrong, column, words in (
-        ({"scheme": "block"}, "patient", "pass `scheme='library'`"),
-        ({}, "half", "'a' .`library_key`. has several values"),
-        ({}, "one", "names one subject .'p'"),
-        ({}, "nobody", "'nobody'"),
-    ):
-        adata.obs["one"] = "p"
-        with pytest.raises((ValueError, KeyError), match=words):
-            st.tl.evaluate(adata, FAST, **how | wrong | {"subject_key": column})
 
 
 # ------------------------------------------------------------------------------------------------- metrics
@@ -147,9 +80,9 @@ def test_scores_are_averages_over_the_classes_of_the_fold(seed: int, n: int, k: 
     rng = np.random.default_rng(seed)
     truth = rng.permutation(np.r_[np.arange(k), np.arange(k), rng.integers(k, size=n)])
     proba = rng.integers(1, 5, size=(len(truth), k)) / 10  # with ties
-    adata = _tissue(rng.uniform(size=(len(truth), 2)))
+    adata = tissue_at(rng.uniform(size=(len(truth), 2)))
     adata.obs["half"] = pd.Categorical.from_codes(truth, [f"c{i}" for i in range(k)])
-    fold = _folds(adata, "random", 2)
+    fold = folds_of(adata, "random", 2)
     how: dict[str, Any] = {"scheme": "random", "n_folds": 2, "n_seeds": 1, "use_rep": "rep"}
     st.tl.evaluate(adata, {"m": lambda *_: [proba]}, region_key="half", **how)
     for at, row in enumerate(adata.uns["evaluation"].itertuples()):
@@ -170,7 +103,7 @@ def test_scores_are_averages_over_the_classes_of_the_fold(seed: int, n: int, k: 
 
 
 def test_auroc_of_a_fold_with_one_class_is_missing() -> None:
-    adata = _tissue(np.random.default_rng(0).uniform(size=(60, 2)), np.repeat(["x", "y", "z"], 20))
+    adata = tissue_at(np.random.default_rng(0).uniform(size=(60, 2)), np.repeat(["x", "y", "z"], 20))
     adata.obs.loc[adata.obs["library"] == "z", "half"] = "a"
     sure = np.tile([0.9, 0.1], (20, 1))
     st.tl.evaluate(adata, {"m": lambda *_: [sure, sure, sure]}, region_key="half", use_rep="rep", **BY_LIBRARY)
@@ -184,7 +117,7 @@ def test_auroc_of_a_fold_with_one_class_is_missing() -> None:
 
 def test_models_never_see_a_test_label(adata: ad.AnnData) -> None:
     truth, seen = adata.obs["compartment"].cat.codes.to_numpy(), []
-    spy = _spy(lambda sections, labels: seen.append(labels[0].copy()))
+    spy = spying_model(lambda sections, labels: seen.append(labels[0].copy()))
     st.tl.evaluate(adata, {"spy": spy}, region_key="compartment", n_seeds=1)
     table = adata.uns["evaluation"]
     assert len(seen) == len(table) == 5
@@ -209,7 +142,7 @@ def test_features_of_library_splits_come_from_training_sections(make_section: Ca
         read[test].append(sections[1 - test].features)
 
     for data in (adata, other):
-        st.tl.evaluate(data, {"spy": _spy(record)}, region_key="band", **BY_LIBRARY)
+        st.tl.evaluate(data, {"spy": spying_model(record)}, region_key="band", **BY_LIBRARY)
     np.testing.assert_array_equal(*read[1])  # lib1 is held out: its expression cannot change lib0's features
     assert not np.array_equal(*read[0])
 
@@ -269,7 +202,7 @@ def _lda(sections: list[Any], labels: list[np.ndarray], n_classes: int, random_s
 @pytest.mark.parametrize(("name", "by_hand"), [("nearest_label", _nearest), ("lda", _lda)])
 def test_simple_baselines_equal_their_definition(name: str, by_hand: Model) -> None:
     rng = np.random.default_rng(0)
-    adata = _tissue(rng.uniform(size=(150, 2)))
+    adata = tissue_at(rng.uniform(size=(150, 2)))
     adata.obs["half"] = pd.Categorical(np.where(adata.obsm["spatial"][:, 0] > 0.5, "a", "b"))
     adata.obsm["rep"] = rng.normal(size=(150, 3)) + (adata.obs["half"] == "a").to_numpy()[:, None]
     st.tl.evaluate(adata, {name: name, "by hand": by_hand}, region_key="half", n_seeds=1, use_rep="rep")
@@ -279,7 +212,7 @@ def test_simple_baselines_equal_their_definition(name: str, by_hand: Model) -> N
 
 
 def test_nearest_label_predicts_the_shares_in_a_section_without_labels() -> None:
-    adata = _tissue(np.random.default_rng(0).uniform(size=(400, 2)), np.where(np.arange(400) < 150, "x", "y"))
+    adata = tissue_at(np.random.default_rng(0).uniform(size=(400, 2)), np.where(np.arange(400) < 150, "x", "y"))
     adata.obs["half"] = pd.Categorical(np.where(np.arange(400) % 3, "often", "seldom"))
     st.tl.evaluate(adata, "nearest_label", region_key="half", use_rep="rep", **BY_LIBRARY)
     for row in adata.uns["evaluation"].itertuples():
@@ -290,7 +223,7 @@ def test_nearest_label_predicts_the_shares_in_a_section_without_labels() -> None
 @pytest.mark.parametrize("name", ["lda", "random_forest"])
 def test_classes_without_training_labels_are_never_predicted(name: str) -> None:
     rng = np.random.default_rng(0)
-    adata = _tissue(rng.uniform(size=(90, 2)), np.repeat(["x", "y", "z"], 30))
+    adata = tissue_at(rng.uniform(size=(90, 2)), np.repeat(["x", "y", "z"], 30))
     adata.obsm["rep"] = rng.normal(size=(90, 4))
     codes = np.where(adata.obs["library"] == "z", 2 + np.arange(90) % 2, np.arange(90) % 2)
     adata.obs["half"] = pd.Categorical.from_codes(codes, ["p", "q", "r", "s"])
@@ -318,7 +251,7 @@ def test_framework_predicts_regions_biomarkers_and_genes(
 
 def test_framework_reads_all_genes_across_sections(tmp_path: Path, quick_unet: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
-    two = _tissue(rng.uniform(0, 10, (120, 2)), np.repeat(["a", "b"], 60))
+    two = tissue_at(rng.uniform(0, 10, (120, 2)), np.repeat(["a", "b"], 60))
     adata = ad.AnnData(sparse.csr_matrix(rng.poisson(1.0, (120, 2100)).astype(np.float32)), two.obs, obsm=two.obsm)
     adata.obs["side"] = np.where(adata.obsm["spatial"][:, 0] > 5, "left", "right")
     joint = {"params": QUICK_NET, "save_model": tmp_path / "net.stx"}
@@ -358,7 +291,7 @@ def _independent_gene(scale: str) -> ad.AnnData:
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_hidden_gene_is_not_inferred_from_the_depth_of_the_others(scale: str, noise: float) -> None:
     adata, seen = _independent_gene(scale), []
-    spy = _spy(lambda sections, labels: seen.append(np.expm1(sections[0].logged.toarray()).sum(axis=1)))
+    spy = spying_model(lambda sections, labels: seen.append(np.expm1(sections[0].logged.toarray()).sum(axis=1)))
     st.tl.evaluate(adata, [spy], region_key="side", genes=["0"], n_seeds=1, n_folds=2, max_folds=1, noise=noise)
     hidden = adata.to_df()["0"]
     assert abs(np.corrcoef(np.log(seen[0]), hidden)[0, 1]) < 0.2 or np.ptp(seen[0]) < 1e-3 * seen[0].mean()
@@ -457,62 +390,3 @@ def test_training_part_without_two_classes_is_an_error(make_section: Callable[..
     adata.obs["state"] = np.where(adata.obs["library"] == "lib0", "a", "b")
     with pytest.raises(ValueError, match="two classes are needed"):
         st.tl.evaluate(adata, FAST, region_key="state", **BY_LIBRARY)
-
-
-# ------------------------------------------------------------------------------------------------- plots
-
-
-@pytest.fixture(scope="module")
-def evaluated(generated: Callable[..., ad.AnnData]) -> ad.AnnData:
-    out = generated(400, 20, difficulty=0.3, random_state=1)
-    st.tl.evaluate(
-        out, FAST, region_key="compartment", biomarker_key="disease", n_seeds=2, noise=[0.0, 0.2],
-        scheme=["block", "random"], max_folds=2,
-    )  # fmt: skip
-    return out
-
-
-def test_evaluation_plot_draws_the_means(evaluated: ad.AnnData) -> None:
-    axes = st.pl.evaluation(evaluated, "accuracy")
-    assert isinstance(axes, list)
-    assert [ax.get_title() for ax in axes] == ["biomarker", "region"]
-    table = st.get.evaluation(evaluated, "accuracy", target="region").query("noise == 0")
-    means = np.concatenate([line.get_ydata() for line in axes[1].lines if line.get_marker() == "o"])
-    np.testing.assert_allclose(sorted(means), sorted(table["mean"]), rtol=1e-6)
-    assert not axes[1].patches, "no bar that does not start at 0"
-    assert "random (leaky)" in [t.get_text() for t in axes[0].figure.legends[0].get_texts()]
-
-
-def test_robustness_plot_draws_the_means_of_each_noise_level(evaluated: ad.AnnData) -> None:
-    ax = st.pl.robustness(evaluated, target="region")
-    table = st.get.evaluation(evaluated, "accuracy", target="region")
-    lines = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines]
-    drawn = {tuple(np.round(line, 6)) for line in lines if len(line) == 2}
-    for _, part in table.groupby(["model", "scheme"]):
-        assert tuple(np.round(part.sort_values("noise")["mean"], 6)) in drawn
-    _, own = plt.subplots()
-    assert st.pl.robustness(evaluated, target="biomarker", ax=own, title="x") is own
-    assert own.get_title() == "x"
-
-
-def test_plots_without_results_name_the_missing_call(evaluated: ad.AnnData, adata: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match=r"st\.tl\.evaluate"):
-        st.pl.evaluation(adata)
-    with pytest.raises(KeyError, match=r"st\.tl\.tune"):
-        st.pl.sensitivity(adata)
-    with pytest.raises(ValueError, match="not measured"):
-        st.pl.evaluation(evaluated, "mse")
-    with pytest.raises(ValueError, match="takes one target"):
-        st.pl.evaluation(evaluated, ax=plt.subplots()[1])
-    with pytest.raises(ValueError, match=r"not measured .* 'mse' is that of `genes`"):
-        st.get.evaluation(evaluated, "mse")
-    with pytest.raises(ValueError, match="omit it, or `per_seed`"):
-        st.get.evaluation(evaluated, versus="lda", per_seed=True)
-    with pytest.raises(ValueError, match="not in the evaluation"):
-        st.get.evaluation(evaluated, target="expression")
-    with pytest.raises(ValueError, match="is not in the evaluation"):
-        st.get.evaluation(evaluated, versus="unet")
-    one = evaluated.copy()
-    one.uns["evaluation"] = one.uns["evaluation"].query("noise == 0")
-    with pytest.raises(ValueError, match="Only the noise level 0"):
-        st.pl.robustness(one)
