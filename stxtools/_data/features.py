@@ -20,10 +20,11 @@ from stxtools._types import Csr, Floats32, Ints
 from stxtools._warn import warn
 from stxtools.models._projection import GeneProjection
 from stxtools.models.ensemble.gene_means import GeneSection
+from stxtools.models.tissuenet.inputs import RegionSection
 
 from .chunks import is_out_of_core
 from .expression import Expression, log_chunks, log_columns
-from .regions import Regions, region_sections
+from .regions import Regions
 from .representation import (
     N_COMPS,
     N_TOP_GENES,
@@ -35,12 +36,11 @@ from .representation import (
     stored_projection,
     stored_representation,
 )
-from .sections import Geometry
+from .sections import Geometry, make_sections
 
 if TYPE_CHECKING:
     from stxtools.models import TissueNet
     from stxtools.models._base import BaseModel
-    from stxtools.models.tissuenet.inputs import RegionSection
 
 _WARN_SHARE = 0.5  # of the model's genes: a smaller share gives a warning
 _MIN_SHARE, _MIN_GENES = 0.02, 20  # of the model's genes: fewer do not determine the components
@@ -148,11 +148,27 @@ class Features:
         return None if read is None or is_out_of_core(read.stored) else read.by_section(where, self.names)
 
     def sections(
-        self, regions: Regions, labels: Mapping[str, Ints] | None = None, targets: Floats32 | None = None
-    ) -> list[RegionSection]:
-        """Return the input of the joint model by section, with what it learns: labels, and expression (``targets``)."""
+        self, regions: Regions, labels: Mapping[str, Ints] | None = None, targets: Floats32 | None = None, *,
+        of_nodes: Floats32 | None = None,
+    ) -> list[RegionSection]:  # fmt: skip
+        """Return the input of the joint model by section, with what it learns: labels, and expression (``targets``).
+
+        The means of the features, or of the values ``of_nodes``, describe the regions.
+        """
         by_name = None if self.by_name is None else self.genes(regions.where, self.by_name)
-        return region_sections(self.values, regions, labels, genes=self.logged, expression=targets, by_name=by_name)
+        nodes, out = regions.means(self.values if of_nodes is None else of_nodes), []
+        for i, section in enumerate(make_sections(self.values, regions.where)):
+            obs, rows = regions.where.parts[i], regions.parts[i]
+            local = np.full(len(regions) + 1, -1, dtype=np.int64)
+            local[rows] = np.arange(len(rows))
+            out.append(RegionSection(
+                section, local[regions.region[obs]], nodes[rows], regions.adjacency[rows][:, rows].tocsr(),
+                labels={task: codes[obs] for task, codes in (labels or {}).items()},
+                genes=None if self.logged is None else self.logged[obs],
+                expression=None if targets is None else targets[obs],
+                by_name=None if by_name is None else by_name[i],
+            ))  # fmt: skip
+        return out
 
 
 def training_features(

@@ -1,8 +1,8 @@
-"""Region graph of an AnnData, input of the graph models from it, and their results as slots."""
+"""Region graph of an AnnData, and the results of the graph models as slots."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,11 @@ from stxtools import _keys
 from stxtools._checks import check_key, listing
 from stxtools._slots import Slots, categorical
 from stxtools._spatial.raster import split_rows
-from stxtools._types import Array, Csr, Floats32, Ints
+from stxtools._types import Array, Floats32
 from stxtools._validate import check_in, libraries, stored_library_key
-from stxtools.models.ensemble.gene_means import GeneSection
-from stxtools.models.tissuenet.inputs import RegionSection, region_means
+from stxtools.models.tissuenet.inputs import region_means
 
-from .sections import Geometry, make_sections
+from .sections import Geometry
 
 
 class Regions:
@@ -84,39 +83,16 @@ class Regions:
         out[known] = values[self.region[known]]
         return out
 
+    def means(self, values: Floats32) -> Floats32:
+        """Return the mean of values of the observations in every region, (R, C)."""
+        return region_means(self.region, values, np.ones(len(values), dtype=bool), len(self))[0]
+
     def join(self, parts: Sequence[Array]) -> Floats32:
         """Concatenate values of the regions of every section in the order of the regions."""
         out = np.empty((len(self), *parts[0].shape[1:]), dtype=np.float32)
         for rows, part in zip(self.parts, parts, strict=True):
             out[rows] = part
         return out
-
-
-def node_features(values: Floats32, regions: Regions) -> Floats32:
-    """Return the mean of ``values`` (n_obs, C) in every region, (R, C)."""
-    return region_means(regions.region, values, np.ones(len(values), dtype=bool), len(regions))[0]
-
-
-def region_sections(
-    values: Floats32, regions: Regions, labels: Mapping[str, Ints] | None = None, *,
-    nodes: Floats32 | None = None, genes: Csr | None = None,
-    expression: Floats32 | None = None, by_name: Sequence[GeneSection] | None = None,
-) -> list[RegionSection]:  # fmt: skip
-    """Split features, regions, labels and genes by section into :class:`stxtools.models.RegionSection`."""
-    nodes = node_features(values, regions) if nodes is None else nodes
-    out = []
-    for i, section in enumerate(make_sections(values, regions.where)):
-        obs, rows = regions.where.parts[i], regions.parts[i]
-        local = np.full(len(regions) + 1, -1, dtype=np.int64)
-        local[rows] = np.arange(len(rows))
-        out.append(RegionSection(
-            section, local[regions.region[obs]], nodes[rows], regions.adjacency[rows][:, rows].tocsr(),
-            labels={task: codes[obs] for task, codes in (labels or {}).items()},
-            genes=None if genes is None else genes[obs],
-            expression=None if expression is None else expression[obs],
-            by_name=None if by_name is None else by_name[i],
-        ))  # fmt: skip
-    return out
 
 
 def predicted_class(proba: Floats32, names: list[str]) -> pd.Categorical:

@@ -13,7 +13,7 @@ from stxtools import _keys
 from stxtools._api import public
 from stxtools._checks import check_seed
 from stxtools._data.features import training_features
-from stxtools._data.regions import Regions, graph_slots, node_features, region_sections
+from stxtools._data.regions import Regions, graph_slots
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import check_free, provenance
 from stxtools._validate import check_adata, check_key_added
@@ -60,7 +60,7 @@ def embed(
     values = features.values
     if use_rep is None and _keys.X_UNET in adata.obsm:
         values = np.concatenate([values, np.asarray(adata.obsm[_keys.X_UNET], dtype=np.float32)], axis=1)
-    sections = region_sections(features.values, regions, nodes=node_features(values, regions))
+    sections = features.sections(regions, of_nodes=values)
     model.fit(
         sections, random_state=random_state, accelerator=accelerator, devices=devices, show_progress=show_progress
     )
