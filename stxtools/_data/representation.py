@@ -159,7 +159,7 @@ def stored_projection(adata: AnnData, values: Floats32, matrix: Csr, scale: str)
     centre = values.mean(axis=0, dtype=np.float64)
     centred = values - centre
     total = float(np.square(centred).sum())
-    gene_sets = _gene_sets(adata, values.shape[1])
+    gene_sets = [*recorded_genes(adata, values.shape[1]).values(), np.arange(adata.n_vars)]
     # nothing in an AnnData says how its PCA was made: try what scanpy's users do
     for logged, target in _log_candidates(adata, matrix, scale):
         for genes in gene_sets:
@@ -180,14 +180,14 @@ def stored_projection(adata: AnnData, values: Floats32, matrix: Csr, scale: str)
     return None
 
 
-def _gene_sets(adata: AnnData, n_comps: int) -> list[Ints]:
-    """Return the genes that the PCA may have used: those with loadings, the variable ones, all."""
-    sets = [np.arange(adata.n_vars)]
-    if "highly_variable" in adata.var:
-        sets.insert(0, np.flatnonzero(adata.var["highly_variable"].to_numpy(dtype=bool, na_value=False)))
+def recorded_genes(adata: AnnData, n_comps: int) -> dict[str, Ints]:
+    """Return the sets of genes that an AnnData records as those of a stored PCA, by what they are."""
+    sets: dict[str, Ints] = {}
     loadings = adata.varm.get("PCs")
     if loadings is not None and np.ndim(loadings) == 2 and np.shape(loadings)[1] >= n_comps:
-        sets.insert(0, np.flatnonzero(np.asarray(loadings)[:, :n_comps].any(axis=1)))
+        sets["genes with loadings"] = np.flatnonzero(np.asarray(loadings)[:, :n_comps].any(axis=1))
+    if "highly_variable" in adata.var:
+        sets["variable genes"] = np.flatnonzero(adata.var["highly_variable"].to_numpy(dtype=bool, na_value=False))
     return sets
 
 

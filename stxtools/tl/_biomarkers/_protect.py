@@ -15,10 +15,10 @@ from stxtools import _keys
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, stored_matrix
 from stxtools._data.noise import thin_counts
-from stxtools._data.representation import log_normalize, median_depth, principal_axes, select_genes
+from stxtools._data.representation import log_normalize, median_depth, principal_axes, recorded_genes, select_genes
 from stxtools._slots import records, slots_of
 from stxtools._spatial.matrices import column_moments
-from stxtools._types import Bools, Csr, Floats32, Ints
+from stxtools._types import Csr, Floats32, Ints
 from stxtools._validate import Labels, categories, check_in, stored_library_key
 from stxtools._warn import warn
 
@@ -213,14 +213,14 @@ def _write_pca(adata: AnnData, half: AnnData, counts: Csr, missing: list[str]) -
     """Write ``obsm["X_pca"]`` of ``half`` the counts, computed as that of all counts was; return a description.
 
     Of the usual pipelines the one is taken whose components of all counts explain most of the stored ones. Components
-    are those of the half: stored loadings have seen the noise of the other half, too.
+    are those of the half: stored loadings are fitted to the noise of the other half, too.
     """
     if _keys.X_PCA not in adata.obsm:
         missing.append("`obsm['X_pca']`, which no longer exists")
         return ""
     stored = np.asarray(adata.obsm[_keys.X_PCA], dtype=np.float64)
     stored = stored - stored.mean(axis=0)
-    genes, genes_from = _genes_of_pca(adata, counts)
+    genes, genes_from = _genes_of_pca(adata, counts, stored.shape[1])
     explained_by = {}
     for pipeline in product(_TARGETS, (False, True)):
         values = _pca(counts, genes, stored.shape[1], *pipeline).astype(np.float64)
@@ -239,17 +239,12 @@ def _write_pca(adata: AnnData, half: AnnData, counts: Csr, missing: list[str]) -
     return f"PCA made again: {how}; on all counts it explains {explained:.1%} of `obsm['X_pca']`"
 
 
-def _genes_of_pca(adata: AnnData, counts: Csr) -> tuple[Ints, str]:
+def _genes_of_pca(adata: AnnData, counts: Csr, n_comps: int) -> tuple[Ints, str]:
     """Return the genes of a stored PCA, as far as the AnnData records them, and how they were found."""
-    used: dict[str, Bools] = {}
-    if "PCs" in adata.varm:
-        used["genes with loadings"] = np.abs(np.asarray(adata.varm["PCs"], dtype=np.float64)).sum(axis=1) > 0
-    if "highly_variable" in adata.var:
-        used["variable genes"] = np.asarray(adata.var["highly_variable"], dtype=bool)
-    seen = np.asarray((counts > 0).sum(axis=0)).ravel() >= min(3, counts.shape[0])
-    for source, genes in used.items():
-        if (genes & seen).sum() > 1:
-            return np.flatnonzero(genes & seen), source
+    expressed = np.asarray((counts > 0).sum(axis=0)).ravel() >= min(3, counts.shape[0])
+    for source, genes in recorded_genes(adata, n_comps).items():
+        if expressed[genes].sum() > 1:
+            return genes[expressed[genes]], source
     return select_genes(counts, "counts"), "variable genes chosen here"
 
 
