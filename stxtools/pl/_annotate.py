@@ -94,7 +94,7 @@ class Annotator:
         segment_params: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.adata, self.key = adata, key
-        # SpatialData lends them to its table until the call returns; each button is a call of its own
+        # the table of SpatialData has them only until this call returns; each button sets them again
         self._spatial = adata.obsm.get(_keys.SPATIAL), adata.uns.get(_keys.SPATIAL)
         self._n_suggested, self._segment_keys, self._segment_params = n_suggested, keys, segment_params
         codes, present = category_codes(adata, key) if key in adata.obs else (np.full(adata.n_obs, -1), [])

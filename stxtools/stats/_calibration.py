@@ -1,6 +1,6 @@
 """P-values of a region calibrated by those of its random regions, pooled over genes (as in Tusher et al. 2001).
 
-A gene's moments hardly see rare expression, so the tail of a beta distribution is too light where a region is small.
+A gene's moments hardly show rare expression, so the tail of a beta distribution is too light where a region is small.
 Under the null, the region is one more random region. So each random region is tested as if it were the region, with the
 moments of the others, and a p-value of the region becomes the share of these p-values that are as small, among genes
 of similar expression: rare genes would hide the others.
