@@ -118,7 +118,8 @@ def test_attribution_of_a_unet_equals_integrated_gradients(section, models):
     np.testing.assert_allclose(found, parts / np.abs(parts).sum(), atol=0.02 * np.abs(found).max())
 
 
-def test_attribution_of_a_unet_sums_to_what_it_predicts_in_a_section_of_another_mean(section, models):
+@pytest.mark.parametrize("corner", [0, 252], ids=["whole", "across tiles"])
+def test_attribution_of_a_unet_sums_to_what_it_predicts_in_a_section_of_another_mean(section, models, corner):
     model = st.models.Segmenter.load(models[0])
     model.gene_classifier = None  # as without labels
     xy = section.obsm["spatial"]
@@ -126,7 +127,8 @@ def test_attribution_of_a_unet_sums_to_what_it_predicts_in_a_section_of_another_
     logged = sc.pp.log1p(sc.pp.normalize_total(part, target_sum=model.projection.target_sum, copy=True), copy=True).X
     features = model.projection.transform(logged, list(part.var_names)) + 3 * model.scaling.scale
     place = part.obsm["spatial"]
-    one = st.models.Section("s", features, place[:, ::-1].astype(np.int32), (9, 9), lambda: None, place)
+    pixels, shape = place[:, ::-1].astype(np.int32) + corner, (9 + corner, 9 + corner)
+    one = st.models.Section("s", features, pixels, shape, lambda: None, place)
     flat = replace(one, features=np.tile(features.mean(axis=0), (len(features), 1)))
     at, inside = model.classes.index("in"), (part.obs["region"] == "in").to_numpy()
     weight = inside / inside.sum() - ~inside / (~inside).sum()

@@ -86,7 +86,7 @@ def predict_pixels(
         raise ValueError(f"`side={side}` must be a multiple of the U-Net's stride, {net.unet.stride}.")
     flat, width = raster.flat if only is None else raster.flat[only], raster.shape[1]
     out: list[Tensor] = []
-    for members, (top, left, height, tile_width) in _tiles(flat, raster.shape, side, tile_margin(net.unet)):
+    for members, (top, left, height, tile_width) in tiles(flat, raster.shape, side, tile_margin(net.unet)):
         view = raster.window(top, left, height, tile_width)
         logits, features = net(view["x"][None].to(device), view["occupied"][None].to(device))
         pixel = ((flat[members] // width - top) * tile_width + flat[members] % width - left).to(device)
@@ -100,7 +100,7 @@ def predict_pixels(
     return out[0].cpu(), out[1].cpu()
 
 
-def _tiles(
+def tiles(
     flat: Tensor, shape: tuple[int, int], side: int, margin: int
 ) -> Iterator[tuple[Tensor, tuple[int, int, int, int]]]:
     """Yield the pixels in the core of every tile that is not empty, and its window: top, left, height, width."""

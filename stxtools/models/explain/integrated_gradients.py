@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import pandas as pd
 import torch
@@ -14,9 +12,9 @@ from stxtools.models._section import Section
 from stxtools.models.ensemble.gene_classifier import RIDGE_SCALE, GeneClassifier
 from stxtools.models.ensemble.gene_means import GeneSection
 from stxtools.models.segmenter.model import Segmenter
+from stxtools.nn._tiles import tile_margin, tile_side, tiles
 
 _POINTS = 16  # Gauss-Legendre nodes; attributions then sum to within 2 % of the difference of the log odds
-_WINDOW = 256  # pixels
 
 
 class SegmenterAttribution:
@@ -35,14 +33,18 @@ class SegmenterAttribution:
         x, occupied = torch.from_numpy(section.to_raster(z)), torch.from_numpy(section.occupied())
         baseline = torch.from_numpy(z.mean(axis=0))[:, None, None] * occupied
         count = np.bincount(section.flat_pixels, minlength=section.shape[0] * section.shape[1])
-        weights = np.bincount(section.flat_pixels, weight, minlength=len(count)).reshape(section.shape)
+        weights = np.bincount(section.flat_pixels, weight, minlength=len(count))
         pixel_weight = torch.from_numpy(weights.astype(np.float32))
-        gradient = torch.zeros_like(x)
-        windows = ([slice(start, start + _WINDOW) for start in range(0, size, _WINDOW)] for size in section.shape)
-        for rows, columns in product(*windows):
-            w, mask = pixel_weight[rows, columns], occupied[None, :, rows, columns]
+        gradient, flat = torch.zeros_like(x), torch.from_numpy(section.occupied_pixels()[0])
+        side, margin = tile_side(self.net.unet, len(x)), tile_margin(self.net.unet)
+        for core, (top, left, height, width) in tiles(flat, section.shape, side, margin):  # explains the core alone
+            at = flat[core]
+            w = torch.zeros(height, width)
+            w[at // section.shape[1] - top, at % section.shape[1] - left] = pixel_weight[at]
             if not bool((w != 0).any()):
                 continue
+            rows, columns = slice(top, top + height), slice(left, left + width)
+            mask = occupied[None, :, rows, columns]
 
             def log_odds(values: torch.Tensor, mask: torch.Tensor = mask, w: torch.Tensor = w) -> torch.Tensor:
                 logits, _ = self.net(values, mask.expand(len(values), -1, -1, -1))
@@ -52,7 +54,7 @@ class SegmenterAttribution:
             explainer = IntegratedGradients(log_odds, multiply_by_inputs=False)
             values, start = (raster[None, :, rows, columns] for raster in (x, baseline))
             attribution = explainer.attribute(values, start, n_steps=_POINTS, internal_batch_size=1)
-            gradient[:, rows, columns] = attribution[0].detach().float()
+            gradient[:, rows, columns] += attribution[0].detach().float()
         per_obs = gradient.flatten(1).numpy().T / np.maximum(count, 1)[:, None]
         return per_obs[section.flat_pixels].astype(np.float64) / self.scale, pd.Series(dtype=np.float64)
 
