@@ -44,12 +44,6 @@ _EXTRA: dict[str, dict[str, Option]] = {
     command: {name: Option(*option) for name, option in options.items()}
     for command, options in json.loads(Path(__file__).with_name("options.json").read_text("utf-8")).items()
 }
-CSV = {
-    "biomarkers": "table",
-    "describe": "table",
-    "compare": "table",
-    "targets": "csv",
-}  # the option of a step that names the CSV file
 # the calls of a run, and their options beside the common ones
 CALLS = {
     "segment": ("library_key", "n_segments", "labels_key", "model", "save_model", "pretrained", "use_rep", "image_key",

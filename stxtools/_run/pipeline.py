@@ -25,7 +25,7 @@ from stxtools.pl._sections import panels_of
 
 from .files import DATA, FIGURES, REPORT, TABLE, Folder, write_h5ad, write_table
 from .inputs import check_inputs, read_sections
-from .options import CALLS, COMMON, CSV, UsageError, as_flags, error_text, function_of, log, options_of, parse_options
+from .options import CALLS, COMMON, UsageError, as_flags, error_text, function_of, log, options_of, parse_options
 
 _SHARES = {"read": 1, "segment": 16, "region_graph": 1, "embed": 8, "biomarkers": 12, "figures": 3, "write": 1}
 STEPS = tuple(_SHARES)[1:]
@@ -153,7 +153,8 @@ def draw(adata: AnnData, folder: Path) -> None:
 def run_step(arguments: Mapping[str, Any]) -> None:
     """Read a section, run one step, and write the results; after a UsageError nothing was written."""
     step, options = str(arguments["command"]), parse_options(arguments)
-    quiet, table = options.pop("quiet", False), options.pop(CSV.get(step, "table"), None)
+    csv_option = "csv" if step == "targets" else "table"  # which is a parameter of st.tl.targets
+    quiet, table = options.pop("quiet", False), options.pop(csv_option, None)
     out, suffix = Path(arguments["output"]).expanduser(), ".html" if step == "report" else ".h5ad"
     try:
         if out.suffix != suffix:
