@@ -38,17 +38,10 @@ _SHAPES = {
     "GeneClassifier": {"centre": "sg", "unit": "sg"},
     "Linear": {"coef": "fk", "intercept": "k"},
     "SmoothedGenes": {"gene_scale": "g", "scale": "f", "axes": "fa"},
-    "Featurizer": {
-        "node_centre": "n",
-        "node_scale": "n",
-        "own_centre": "m",
-        "own_scale": "m",
-        "unit": "1",
-        "expression_centre": "e",
-        "expression_scale": "e",
-    },
+    "Featurizer": {"node_centre": "n", "node_scale": "n", "own_centre": "m", "own_scale": "m", "unit": "1",
+                   "expression_centre": "e", "expression_scale": "e"},
     "Trees": {"child": "n2", "feature": "n", "threshold": "n", "share": "nk", "roots": "t"},
-}
+}  # fmt: skip
 _SIMPLE: dict[str, Any] = {"None": type(None), "bool": bool, "int": int, "float": (int, float), "str": str}
 
 M = TypeVar("M", bound=nn.Module)
