@@ -254,6 +254,13 @@ def spatial_entry(adata: AnnData, library: str) -> dict[str, Mapping[str, Any]]:
     return {name: mapping(entry.get(name)) for name in (_keys.IMAGES, _keys.SCALEFACTORS, "metadata")}
 
 
+def params_of(slot: Any) -> dict[str, Any]:
+    """Return the ``params`` of a slot: in a mapping, or in ``uns`` of an AnnData; empty where there are none."""
+    holder = getattr(slot, "uns", slot)
+    params = holder.get("params", {}) if isinstance(holder, Mapping) else {}
+    return dict(params) if isinstance(params, Mapping) else {}
+
+
 def stored_library_key(params: Mapping[str, Any]) -> str | bool | None:
     """Return the ``library_key`` in the stored ``params`` of a call."""
     stored = params.get("library_key")
@@ -262,10 +269,7 @@ def stored_library_key(params: Mapping[str, Any]) -> str | bool | None:
 
 def inherited_library_key(adata: AnnData, key: str, library_key: str | bool | None) -> str | bool | None:
     """Return ``library_key`` or, for None, that of the call that wrote ``uns[key]``."""
-    if library_key is not None:
-        return library_key
-    entry = adata.uns.get(key)
-    return stored_library_key(entry.get("params", {}) if hasattr(entry, "get") else {})
+    return stored_library_key(params_of(adata.uns.get(key))) if library_key is None else library_key
 
 
 def array_positions(adata: AnnData) -> Floats | None:

@@ -15,7 +15,7 @@ from stxtools._checks import check_key, listing
 from stxtools._slots import Slots, categorical
 from stxtools._spatial.raster import split_rows
 from stxtools._types import Array, Floats32
-from stxtools._validate import check_in, libraries, stored_library_key
+from stxtools._validate import check_in, libraries, params_of, stored_library_key
 from stxtools.models.tissuenet.inputs import region_means
 
 from .sections import Geometry
@@ -35,7 +35,7 @@ class Regions:
         graph = adata.uns[regions_key]
         if not hasattr(graph, "obsp") or not {"n_obs", "segment", "library"} <= set(graph.obs):
             raise TypeError(f"`adata.uns[{regions_key!r}]` is not the AnnData of `st.tl.region_graph`. {hint}")
-        params = graph.uns.get("params", {})
+        params = params_of(graph)
         stored_key, segment_key = stored_library_key(params), str(params.get("segment_key", ""))
         self.where = Geometry(adata, spatial_key, stored_key)
         self.names = pd.Index(graph.obs_names.astype(str))

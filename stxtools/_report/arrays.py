@@ -19,7 +19,7 @@ from stxtools import _keys
 from stxtools._colors import default_colors
 from stxtools._data.expression import Expression, log_chunks, log_matrix
 from stxtools._types import Array, Floats, Ints
-from stxtools._validate import spatial_entry
+from stxtools._validate import params_of, spatial_entry
 from stxtools.pl._biomarkers import evidence_texts
 from stxtools.pl._legend import category_codes, colors_of
 from stxtools.pl._sections import Panel, grid_offsets, microns_per_unit, panels_of, positive_number
@@ -41,7 +41,7 @@ def tissue_map(
     biomarkers: pd.DataFrame | None, layer: str | None, spatial_key: str | None, library_key: str | bool | None,
 ) -> tuple[dict[str, Any], dict[str, str]]:  # fmt: skip
     """Return the metadata of the map, and its arrays as text."""
-    params = adata.uns.get(key, {}).get("params", {}) if key in adata.obs else {}
+    params = params_of(adata.uns.get(key)) if key in adata.obs else {}
     panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key)
     share, rng = min(1.0, POINTS_MAX / adata.n_obs), np.random.default_rng(0)  # the same of every section
     for i, panel in enumerate(panels):

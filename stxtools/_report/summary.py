@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from stxtools import _keys, get, pl
 from stxtools._slots import records
-from stxtools.pl._base import params_of
+from stxtools._validate import params_of
 from stxtools.pl._biomarkers import evidence_texts
 from stxtools.pl._evaluation import stage_name
 

@@ -14,7 +14,7 @@ from stxtools import _keys
 from stxtools._data.sections import Geometry
 from stxtools._docs import complete_docstring
 from stxtools._on_spatialdata import ATTRS, GLOBAL, is_spatialdata, set_spatial, spatial_of, table_of
-from stxtools._validate import check_adata, spatial_entry, stored_library_key
+from stxtools._validate import check_adata, params_of, spatial_entry, stored_library_key
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -61,10 +61,9 @@ def to_spatialdata(
 
     keys = [key for key, entry in adata.uns.items() if isinstance(entry, Mapping) and _keys.MASKS in entry]
     regions = adata.uns.get(_keys.REGIONS)
-    records = [adata.uns[key].get("params", {}) for key in keys]
-    records += [regions.uns.get("params", {})] if isinstance(regions, AnnData) else []
     if library_key is None:
-        library_key = next((found for found in map(stored_library_key, records) if found is not None), None)
+        recorded = (stored_library_key(params_of(adata.uns.get(key))) for key in (*keys, _keys.REGIONS))
+        library_key = next((found for found in recorded if found is not None), None)
     elements = _Elements(Geometry(adata, spatial_key, library_key))
     table = adata.copy()
     table.uns.pop(ATTRS, None)

@@ -161,13 +161,6 @@ _CHECKS: dict[str, Callable[[Any], object]] = {
 # --- panels ------------------------------------------------------------------------------------------------------
 
 
-def params_of(slot: Any) -> dict[str, Any]:
-    """Return the provenance of a slot: a mapping with ``params``, or an AnnData with ``uns["params"]``."""
-    holder = getattr(slot, "uns", slot)
-    params = holder.get("params", {}) if isinstance(holder, Mapping) else {}
-    return dict(params) if isinstance(params, Mapping) else {}
-
-
 def numeric_table(
     adata: AnnData, key: Any, part: str | None, columns: Sequence[str], call: str, what: str, *others: str
 ) -> pd.DataFrame:

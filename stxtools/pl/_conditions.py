@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, StrMethodFo
 from stxtools import _keys, get
 from stxtools._checks import check_choice, check_int
 from stxtools._types import Array, Ints
-from stxtools._validate import check_in
+from stxtools._validate import check_in, params_of
 
 from . import _base, _legend
 from ._legend import DOWN, MISSING, NEITHER, UP, category_codes, colors_of, rgba
@@ -222,7 +222,7 @@ def track(
     check_choice("kind", kind, ("alluvial", "tissue"))
     table = get.track(adata, "compartments", key=key)
     check_in(adata, "obs", key, "key", "Run `st.tl.track(adata, time_key)` again.")
-    colors, params = colors_of(adata, key, palette), _base.params_of(adata.uns[key])
+    colors, params = colors_of(adata, key, palette), params_of(adata.uns[key])
     panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key, library=library)
     if kind == "alluvial":
         if library is not None:

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from stxtools import _keys, get
 from stxtools._checks import check_choice, listing
+from stxtools._validate import params_of
 
 from . import _base, _legend
 from ._legend import DOWN, UP
@@ -96,7 +97,7 @@ def stability(
     """
     what = "choice of a number of segments (made without `n_segments` and `labels_key`)"
     curve = _base.numeric_table(adata, key, "stability", ["n_segments", "bic"], "st.tl.segment(adata)", what)
-    chosen = _base.params_of(adata.uns[key]).get("n_segments")
+    chosen = params_of(adata.uns[key]).get("n_segments")
     if chosen not in set(curve["n_segments"]):
         raise ValueError(f"`adata.uns[{key!r}]['stability']` does not hold the chosen number, {chosen!r}; run "
                          "`st.tl.segment(adata)` again.")  # fmt: skip

@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from stxtools import _keys
 from stxtools._checks import check_names, listing
 from stxtools._types import Floats, Ints
-from stxtools._validate import array_positions, coordinates, libraries, spatial_entry, stored_library_key
+from stxtools._validate import array_positions, coordinates, libraries, params_of, spatial_entry, stored_library_key
 
 from . import _base, _legend
 
@@ -80,7 +80,7 @@ def panels_of(
 def _library_key(adata: AnnData, params: Mapping[str, Any]) -> str | bool | None:
     """Return the ``library_key`` of the call that made the results, else a column of names in ``uns["spatial"]``."""
     slots = [adata.uns.get(_keys.SEGMENT), adata.uns.get(_keys.REGIONS)]
-    for stored in (params, *map(_base.params_of, slots)):
+    for stored in (params, *map(params_of, slots)):
         key = stored_library_key(stored)
         if key is False or (isinstance(key, str) and key in adata.obs):
             return key

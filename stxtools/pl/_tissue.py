@@ -20,7 +20,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._checks import check_choice, check_number
 from stxtools._types import Floats, Ints
-from stxtools._validate import check_in, coordinates
+from stxtools._validate import check_in, coordinates, params_of
 from stxtools.get._segments import regions_of
 
 from . import _base, _legend
@@ -67,7 +67,7 @@ def segment(
     call = "multitask(adata, ...)" if str(key).endswith("_pred") else "segment(adata)"
     check_in(adata, "obs", key, "key", f"Run `st.tl.{call}` first, or name another column.")
     size = check_number("size", size, minimum=0.001, maximum=100.0)
-    params = _base.params_of(adata.uns.get(key))
+    params = params_of(adata.uns.get(key))
     panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key, library=library)
     codes, names = category_codes(adata, key)
     colors = colors_of(adata, key, palette)
@@ -222,7 +222,7 @@ class RegionGraph:
         check_in(regions, "obs", _keys.SEGMENT, "segment of the regions", _RERUN)
         check_in(regions, "obsm", _keys.SPATIAL, "centroids of the regions", _RERUN)
         self.sizes, self.centroids = regions.obs["n_obs"].to_numpy(dtype=float), coordinates(regions)
-        params = _base.params_of(regions)
+        params = params_of(regions)
         stored_key = str(params.get("spatial_key", spatial_key or _keys.SPATIAL))
         if spatial_key not in (None, stored_key):
             raise ValueError(f"The centroids of the regions lie in `obsm[{stored_key!r}]`, not in {spatial_key!r}; "

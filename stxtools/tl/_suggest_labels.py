@@ -12,7 +12,7 @@ from stxtools._data.sections import Geometry
 from stxtools._slots import Slots, free_key, provenance
 from stxtools._spatial.graph import neighbour_mean
 from stxtools._types import Bools, Floats, Ints
-from stxtools._validate import check_adata, check_in, inherited_library_key
+from stxtools._validate import check_adata, check_in, inherited_library_key, params_of
 
 
 @public
@@ -49,7 +49,7 @@ def suggest_labels(
     n = check_int("n", n, minimum=1)
     out = free_key(adata, "tl.suggest_labels", key_added, _keys.SUGGESTED, obs=[""], uns=[""])
     check_in(adata, "obsm", _keys.proba(key), "key", "Run `st.tl.segment(adata)` first.")
-    params = adata.uns.get(key, {}).get("params", {})
+    params = params_of(adata.uns.get(key))
     if labels_key is None and "labels_key" in params:
         labels_key = str(params["labels_key"])
     if labels_key is not None:
