@@ -164,7 +164,7 @@ def without_genes(
 ) -> tuple[AnnData, str | None]:
     """Return ``adata`` (or it ``noised``, in ``X``) without ``genes``, and the layer that holds expression.
 
-    Where all observations have one depth, that of the others tells what the hidden genes have: it becomes equal, too.
+    Where all observations have one depth, that of the others would reveal the hidden genes: it is made equal, too.
     """
     rest, kept_layer = (adata, layer) if noised is None else (noised, None)
     hidden = adata.var_names.isin(genes)

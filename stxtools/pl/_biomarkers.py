@@ -352,7 +352,7 @@ def targets(
 
 
 def evidence_texts(table: pd.DataFrame) -> list[str]:
-    """Return what speaks for each gene as a target and what against it, as text; empty where nothing is known."""
+    """Return the evidence for and against each gene as a target, as text; empty where nothing is known."""
     parts = []
     for column in (c for c in _EVIDENCE if c in table):
         value = np.nan_to_num(_favourability(table[column]))

@@ -38,8 +38,8 @@ from stxtools.stats._meta_analysis import adjust_bh
 from ._subject_values import time_of
 
 _STRUCTURE = 2.0  # weight of the distances along the region graph
-# price of mass without a counterpart: a compartment keeps half of its mass where it differs from its counterpart half
-# as much (squared) as compartments of one time from their nearest
+# penalty of unmatched mass: a compartment keeps half of its mass where it differs from its counterpart half as much
+# (squared) as compartments of one time from their nearest
 _SLACK = 0.36
 _MAX_PAIRS = 20  # of sections, between two times
 _PERMUTATIONS = 999

@@ -80,7 +80,7 @@ class GeneClassifier:
         """Learn from sections, of equal weight, with class shares (n, K) and weights (n,) of their observations.
 
         With three sections, or two of different ``batch`` (by section), the AUROC in held-out sections decides whether
-        genes count alone. Cross-entropy would depend on their composition. Fewer cannot tell what donors share.
+        genes count alone. Cross-entropy would depend on their composition. Fewer do not show what donors share.
         """
         stage("solving linear members")
         labelled = [i for i, w in enumerate(weights) if w.any()]
@@ -110,7 +110,7 @@ class GeneClassifier:
         means, members, ours = self.solve_for(section)
         logits, prior = _MemberLogits.of(members, means, means.axes()), self.moments.prior
         if not self.alone:
-            # another composition moves the section's mean, too: its components tell whether the shift helps
+            # another composition moves the section's mean, too: its components show whether the shift helps
             if adapt and means.n_obs >= _ADAPT_FROM:
                 logits = logits.shifted(_SHIFT * self._shift_to_sources(means, members, ours))
             combined = logits.combined(labels, adapt=adapt)

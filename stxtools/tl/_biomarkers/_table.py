@@ -15,7 +15,7 @@ from stxtools.stats._meta_analysis import Alternative, Combined, adjust_bh, expr
 from stxtools.stats._section import FLATTER, ONE_COUNT, PSEUDO, Description
 
 FDR = 0.05  # of the genes that stand first, and of the intervals
-_LEAST_Z = 0.1  # a score nearer to 0 does not tell the error of the effect
+_LEAST_Z = 0.1  # a score nearer to 0 does not determine the error of the effect
 _HALVINGS = 50  # of the interval in which a fold change is sought
 _DIGITS = 10  # of an attribution: below is rounding, which may not rank genes
 _TWIN = {"names": object, "scores": np.float32, "logfoldchanges": np.float32, "pvals": np.float64,

@@ -75,7 +75,7 @@ def read_table(table: Any, param: str = "table") -> pd.DataFrame:
 
 
 def origin(table: Any, raw: pd.DataFrame) -> dict[str, str | None]:
-    """Return what tells a table from that of another release: name, SHA-256 of file or parts, and what it states."""
+    """Return what identifies the release of a table: its name, SHA-256 of file or parts, and what it states."""
     if isinstance(table, pd.DataFrame):
         return {"table": "DataFrame"}
     path = check_path("table", table)
