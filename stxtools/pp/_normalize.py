@@ -78,15 +78,7 @@ def normalize(
     if adata.isbacked:
         raise ValueError("`adata` is backed by a file; load it first with `adata = adata.to_memory()`.")
     source = Expression(adata, layer, in_memory=False)
-    if source.scale == "log":
-        raise ValueError(
-            f"`adata.{source.source}` is not raw: its values range from {source.summary.minimum:g} to "
-            f"{source.summary.maximum:g} and are not integers, so it has been log-normalised already. Put raw counts "
-            "into `adata.layers['counts']` or name their `layer`; without counts, skip this call: `stxtools.tl` reads "
-            "log values as they are."
-        )
-    if source.summary.maximum == 0:
-        raise ValueError("No gene is expressed in any observation; there is nothing to normalise.")
+    _check_raw(source)
     sections = None if library_key is None else libraries(adata, library_key).codes
     stage("normalising")
     if is_dask(source.matrix):
@@ -133,6 +125,19 @@ def normalize(
     if _keys.COUNTS not in adata.layers:
         slots.layers[_keys.COUNTS] = source.stored.copy()
     return slots.write(adata, copy)
+
+
+def _check_raw(source: Expression) -> None:
+    """Raise if the expression is on the log scale, or 0 everywhere."""
+    if source.scale == "log":
+        raise ValueError(
+            f"`adata.{source.source}` is not raw: its values range from {source.summary.minimum:g} to "
+            f"{source.summary.maximum:g} and are not integers, so it has been log-normalised already. Put raw counts "
+            "into `adata.layers['counts']` or name their `layer`; without counts, skip this call: `stxtools.tl` reads "
+            "log values as they are."
+        )
+    if source.summary.maximum == 0:
+        raise ValueError("No gene is expressed in any observation; there is nothing to normalise.")
 
 
 def _log_normalize_dask(matrix: Any, depth: Floats, target: float) -> Any:

@@ -21,11 +21,12 @@ from stxtools._data.sections import Geometry, make_sections
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance, put_frame
 from stxtools._types import Floats32
-from stxtools._validate import check_adata, check_key_added, genes_to_predict, label_classes
+from stxtools._validate import Labels, check_adata, check_key_added, genes_to_predict, label_classes
 from stxtools._warn import warn
 
 if TYPE_CHECKING:
     from stxtools.models import Section, TissueNet, TissueNetParams, TissueStudent
+    from stxtools.models.tissuenet.model import TissuePrediction
 
 _PARAMS = {"biomarker": "biomarker_key", "classification": "region_key"}
 
@@ -124,12 +125,7 @@ def multitask(
 
     fitted = _new_model(params, ensemble) if applied is None else applied
     regions = Regions(adata, regions_key, spatial_key, library_key)
-    for task, (codes, names) in labels.items():
-        if len(inside := np.unique(codes[(codes >= 0) & (regions.region >= 0)])) < 2:
-            raise ValueError(
-                f"Within the regions, `adata.obs[{columns[task]!r}]` labels {listing(names[i] for i in inside)} of its "
-                f"classes {listing(names)}; two at least are needed. Label observations that lie in a region."
-            )
+    _check_within(regions, labels, columns)
     if applied is None:
         targets, record = log_values(adata, learned_genes, layer, expression_key) if learned_genes else (None, {})
         source = without_genes(adata, learned_genes, layer)
@@ -151,17 +147,7 @@ def multitask(
     if save_model is not None:
         fitted.save(save_model)
 
-    slots, z = graph_slots("tl.multitask", regions_key, predictions, regions)
-    for name in [*columns, *(["expression"] if fitted.expression else [])]:
-        at_obs = regions.where.join([p.observations[name] for p in predictions])
-        at_regions = regions.join([p.regions[name] for p in predictions])
-        for to, values in ((slots, at_obs), (slots.inner[regions_key], at_regions)):
-            if name in columns:
-                _put_classes(to, columns[name], values, fitted.classes[name])
-            else:
-                put_frame(to, _keys.EXPRESSION_PRED, values, fitted.expression)
-    for table in slots.obsm:
-        slots.missing[f"obsm/{table}"] = regions.region < 0
+    slots, z = _network_slots(fitted, predictions, regions, regions_key, columns)
     named = list(zip(regions.where.libs.names, predictions, strict=True))
     tasks = predictions[0].weights  # weight of each member's logits by task and section
     weights = pd.DataFrame([{"task": t, "library": name} | vars(p.weights[t]) for t in tasks for name, p in named])
@@ -204,6 +190,16 @@ def _columns(biomarker_key: str | None, region_key: str | None, *, required: boo
     return columns
 
 
+def _check_within(regions: Regions, labels: dict[str, Labels], columns: dict[str, str]) -> None:
+    """Raise unless two classes of each column are labelled within regions."""
+    for task, (codes, names) in labels.items():
+        if len(inside := np.unique(codes[(codes >= 0) & (regions.region >= 0)])) < 2:
+            raise ValueError(
+                f"Within the regions, `adata.obs[{columns[task]!r}]` labels {listing(names[i] for i in inside)} of its "
+                f"classes {listing(names)}; two at least are needed. Label observations that lie in a region."
+            )
+
+
 def _student_slots(
     student: TissueStudent, sections: list[Section], columns: dict[str, str], where: Geometry, accelerator: str
 ) -> Slots:
@@ -213,6 +209,24 @@ def _student_slots(
         proba = where.join([r[task] for r in results]).astype(np.float32)
         _put_classes(slots, column, proba, student.tasks[task])
     return slots
+
+
+def _network_slots(
+    model: TissueNet, predictions: list[TissuePrediction], regions: Regions, regions_key: str, columns: dict[str, str]
+) -> tuple[Slots, pd.DataFrame]:
+    """Return what is predicted for observations and regions, and a table of section embeddings."""
+    slots, z = graph_slots("tl.multitask", regions_key, predictions, regions)
+    for name in [*columns, *(["expression"] if model.expression else [])]:
+        at_obs = regions.where.join([p.observations[name] for p in predictions])
+        at_regions = regions.join([p.regions[name] for p in predictions])
+        for to, values in ((slots, at_obs), (slots.inner[regions_key], at_regions)):
+            if name in columns:
+                _put_classes(to, columns[name], values, model.classes[name])
+            else:
+                put_frame(to, _keys.EXPRESSION_PRED, values, model.expression)
+    for table in slots.obsm:
+        slots.missing[f"obsm/{table}"] = regions.region < 0
+    return slots, z
 
 
 def _put_classes(slots: Slots, column: str, proba: Floats32, names: list[str]) -> None:

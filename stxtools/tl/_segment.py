@@ -85,7 +85,6 @@ def segment(
     >>> st.tl.segment(adata, n_segments=4)
     """
     check_adata(adata, min_obs=10, layer=layer, copy=copy, genes=True)
-    labels = None if labels_key is None else label_classes(adata, labels_key, "labels_key")
     key, random_state = check_key_added(key_added, _keys.SEGMENT), check_seed(random_state)
     if save_model is not None:
         check_writable(save_model, "save_model")
@@ -98,12 +97,7 @@ def segment(
             raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(given)}.")
     if pretrained is not None and use_rep is not None:
         raise ValueError("`pretrained=` brings its own representation; drop `use_rep=`.")
-    if labels is not None and labels_key == key:
-        raise ValueError(f"The result would overwrite the labels in `adata.obs[{key!r}]`; pass `key_added=`.")
-    if labels is not None and n_segments not in {None, len(labels.names)}:
-        raise ValueError(
-            f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(labels.names)} classes; drop one."
-        )
+    labels = None if labels_key is None else _labels(adata, labels_key, key, n_segments)
     shares = None if class_shares is None else _class_shares(class_shares, labels)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
@@ -195,6 +189,18 @@ def _class_shares(class_shares: Mapping[str, float], labels: Labels | None) -> F
     if not 0.5 <= total <= 2:
         raise ValueError(f"`class_shares` of all classes add up to {total:g}; expected about 1.")
     return shares / total
+
+
+def _labels(adata: AnnData, labels_key: str, key: str, n_segments: int | None) -> Labels:
+    """Return the classes of the labels, checked to be as many as asked for and not overwritten by the result."""
+    labels = label_classes(adata, labels_key, "labels_key")
+    if labels_key == key:
+        raise ValueError(f"The result would overwrite the labels in `adata.obs[{key!r}]`; pass `key_added=`.")
+    if n_segments not in {None, len(labels.names)}:
+        raise ValueError(
+            f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(labels.names)} classes; drop one."
+        )
+    return labels
 
 
 def _given_segmenter(model: Any, pretrained: Any, params: Any, image_key: str | None) -> Segmenter:
