@@ -1,19 +1,17 @@
-"""Baselines of the evaluation: their common interface, the simple ones, and all by name."""
+"""Common interface of the baselines, and the simple ones."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -189,33 +187,3 @@ class FunctionBaseline(Baseline):
                 f"{shapes}; expected one array of class probabilities per section: {expected}."
             )
         return [np.asarray(p, dtype=np.float32) for p in proba]
-
-
-def _lda(**_: Any) -> Any:
-    return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
-
-
-def _logistic(random_state: int, **params: Any) -> Any:
-    return make_pipeline(StandardScaler(), LogisticRegression(**{"C": 0.1, "max_iter": 2000} | params))
-
-
-_SIMPLE: dict[str, Callable[..., Baseline]] = {
-    "random_forest": partial(Forest, RandomForestClassifier, expression),
-    "random_forest_means": partial(Forest, RandomForestClassifier, means),
-    "lda": partial(PointwiseBaseline, _lda, means),
-    "logistic": partial(PointwiseBaseline, _logistic, means),
-    "nearest_label": NearestLabel,
-}
-_NETWORKS = ("unet", "gnn")
-BASELINES = (*_NETWORKS, *_SIMPLE)
-
-
-def baseline(name: str | Callable[..., Any], **kwargs: Any) -> Baseline:
-    """Return a baseline by name, or one that wraps a user's function."""
-    if not isinstance(name, str):
-        return FunctionBaseline(name, **kwargs)
-    if name in _NETWORKS:
-        from .networks import SpotGNN, UNetAlone  # imports PyTorch
-
-        return {"unet": UNetAlone, "gnn": SpotGNN}[name](**kwargs)
-    return _SIMPLE[name](**kwargs)

@@ -131,7 +131,7 @@ def evaluate(
 def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     """Return the registered name or the function of each model, by the name it is given."""
     stage("loading PyTorch")
-    from stxtools.models.baselines.simple import BASELINES
+    from stxtools.models.baselines.registry import BASELINES
 
     if isinstance(models, Mapping):
         pairs = dict(models)

@@ -191,7 +191,7 @@ class Protocol:
             from ._framework import Framework  # which imports the whole pipeline
 
             return Framework(params, run)
-        from stxtools.models.baselines.simple import baseline
+        from stxtools.models.baselines.registry import baseline
 
         return baseline(name, params=params, run=run)
 
