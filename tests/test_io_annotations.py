@@ -123,6 +123,54 @@ def test_written_annotations_are_read_back_equal(tmp_path: Path, scale: float, k
     assert colors == {(170, 0, 0), (0, 187, 0), (0, 0, 204)}
 
 
+def test_outlines_on_a_xenium_image_need_no_scale(tmp_path: Path) -> None:
+    adata = _grid()
+    adata.uns["spatial"]["slide"]["metadata"] = {"unit": "micron", "pixel_size": 0.2125, "platform": "Xenium"}
+    adata.obs["truth"] = pd.Categorical([None, "Tumor", "Stroma", "Stroma"] * (adata.n_obs // 4))
+    slide = tmp_path / "slide.geojson"
+    st.io.write_annotations(adata, "truth", slide, scale=1 / 0.2125)
+    st.io.read_annotations(adata, slide)
+    assert _labels(adata) == _labels(adata, "truth")
+    assert adata.uns["annotation"]["params"]["scale"] == pytest.approx(1 / 0.2125)
+    st.io.write_annotations(adata, "truth", tmp_path / "again.geojson")
+    assert (tmp_path / "again.geojson").read_text() == slide.read_text()
+    (tmp_path / "explorer.csv").write_text("#Selection name: A\nX,Y\n-5,-5\n5,-5\n5,5\n-5,5\n")  # microns
+    st.io.read_annotations(adata, tmp_path / "explorer.csv", key_added="explorer")
+    assert _labels(adata, "explorer") == {"0-0": "A"}
+    del adata.uns["spatial"]["slide"]["metadata"]["pixel_size"]
+    with pytest.raises(ValueError, match=r"are microns .* pass `scale=`"):
+        st.io.read_annotations(adata, slide)
+
+
+def test_shapes_far_larger_than_the_section_are_reported(tmp_path: Path) -> None:
+    adata = _grid()
+    slide = _write(tmp_path / "a.geojson", _feature("Polygon", [_box(-5, -5, 445, 445)], _class("Tumor")))
+    with pytest.warns(UserWarning, match=r"Only 4% of the area .* lies over the observations.*Check `scale`"):
+        st.io.read_annotations(adata, slide)
+
+
+def test_classes_that_qupath_ignores_give_no_label(tmp_path: Path) -> None:
+    adata = _grid()
+    whole, fold = _class("Region*"), _class("Ignore*")
+    features = [_feature("Polygon", [_box(-5, -5, 95, 95)], whole), _feature("Polygon", [_box(-5, -5, 25, 5)], fold)]
+    with pytest.raises(ValueError, match="none of them an annotation with a class"):
+        st.io.read_annotations(adata, _write(tmp_path / "none.geojson", features))
+    features.append(_feature("Polygon", [_box(-5, -5, 45, 5)], _class("Tumor")))
+    with pytest.warns(UserWarning, match="^3 observations lie in shapes with different names"):
+        st.io.read_annotations(adata, _write(tmp_path / "some.geojson", features))
+    assert _labels(adata) == {"3-0": "Tumor", "4-0": "Tumor"}
+
+
+def test_equal_colors_of_two_classes_are_told_apart(tmp_path: Path) -> None:
+    adata = _grid()
+    features = [
+        _feature("Polygon", [_box(x - 5, -5, x + 5, 5)], _class(n, [200, 0, 0])) for n, x in (("a", 0), ("b", 10))
+    ]
+    st.io.read_annotations(adata, _write(tmp_path / "a.geojson", features))
+    assert adata.uns["annotation_colors"][0] == "#c80000"
+    assert adata.uns["annotation_colors"][1] != "#c80000"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

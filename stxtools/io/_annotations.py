@@ -42,12 +42,12 @@ _UNREADABLE = "has an annotation that cannot be read; draw it again"
 @public
 def read_annotations(
     adata: AnnData, path: str | os.PathLike[str], *, key_added: str | None = None, library: str | None = None,
-    scale: float = 1.0, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
+    scale: float | None = None, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
     """Read annotations from QuPath, Xenium Explorer or Loupe Browser as labels of the observations.
 
     - QuPath (GeoJSON): annotations with a class or, without one, a name. Lines (scribbles) and points label the spots
-      that they touch; detections and cells are ignored.
+      that they touch. Detections, cells and classes that QuPath ignores (``Ignore*``, ``Region*``) give no label.
     - Xenium Explorer (CSV): coordinates of selections in microns, or their cell ids.
     - Loupe Browser (CSV): barcodes and one category.
 
@@ -60,8 +60,9 @@ def read_annotations(
     library
         Section that was annotated, if there are several; labels of the other sections are kept.
     scale
-        Pixels of the annotated image per unit of ``obsm[spatial_key]``: 1 for the full-resolution image of Visium,
-        ``tissue_hires_scalef`` for the hires image, 1 / 0.2125 for QuPath on a Xenium image (coordinates in microns).
+        Pixels of the annotated image per unit of ``obsm[spatial_key]``: 1 (the default) for the full-resolution image
+        of Visium, ``tissue_hires_scalef`` for the hires image. For positions in microns and QuPath, the default is
+        1 / ``pixel_size`` in ``uns["spatial"][library]["metadata"]``, which is right for the images of Xenium.
         For an image that is also rotated or shifted, such as an H&E registered to Xenium, put the pixels of the
         observations into ``obsm``, and name them with ``spatial_key``.
 
@@ -78,21 +79,22 @@ def read_annotations(
     """
     check_adata(adata, unique_vars=False)
     key = free_key(adata, "io.read_annotations", key_added, "annotation", obs=[""], uns=[""])
-    scale = check_number("scale", scale, minimum=_MIN_SCALE)
+    scale = None if scale is None else check_number("scale", scale, minimum=_MIN_SCALE)
     libs, section, rows = _section_rows(adata, library, library_key)
     path = check_path("path", path)
     annotations = _read_file(path)
     if isinstance(annotations, GeoDataFrame):
         file_format = "xenium" if path.suffix.lower() == ".csv" else "geojson"
         xy = coordinates(adata, spatial_key, libs)[rows]
-        factors = spatial_entry(adata, libs.names[section])[_keys.SCALEFACTORS]
-        diameter = factors.get(_keys.SPOT_DIAMETER)
+        if scale is None:
+            scale = 1.0 if file_format == "xenium" else _pixels_per_unit(adata, libs.names[section])
+        diameter = spatial_entry(adata, libs.names[section])[_keys.SCALEFACTORS].get(_keys.SPOT_DIAMETER)
         radius = float(typical_spacing(xy) if diameter is None else diameter) / 2
         labels = _labels_by_position(annotations, xy * scale, radius * scale, path)
     else:
         file_format = "csv"
         labels = _labels_by_identifier(annotations["name"], adata.obs_names[rows], path)
-    names = list(dict.fromkeys(annotations["name"]))
+    names = list(dict.fromkeys(annotations["name"].dropna()))
     check_class_names(names, key)
     codes = np.full(adata.n_obs, -1, dtype=np.int64)
     if library is not None and key in adata.obs:  # the labels of the other sections
@@ -100,7 +102,7 @@ def read_annotations(
         names = list(dict.fromkeys([*stored_names, *names]))
         codes = np.where(libs.codes == section, -1, stored)
     codes[rows] = pd.Index(names).get_indexer(labels)
-    colored = annotations.reindex(columns=["name", "color"]).dropna().drop_duplicates("name")
+    colored = annotations.reindex(columns=["name", "color"]).dropna().drop_duplicates("name").drop_duplicates("color")
     file_colors = dict(zip(colored["name"], colored["color"], strict=True))
     params = provenance(
         path=path.name, format=file_format, library=library, library_key=library_key, spatial_key=spatial_key,
@@ -115,7 +117,7 @@ def read_annotations(
 
 @public
 def write_annotations(
-    adata: AnnData, key: str, path: str | os.PathLike[str], *, library: str | None = None, scale: float = 1.0,
+    adata: AnnData, key: str, path: str | os.PathLike[str], *, library: str | None = None, scale: float | None = None,
     spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
 ) -> None:  # fmt: skip
     """Write the regions of a categorical column as GeoJSON annotations for QuPath.
@@ -132,7 +134,7 @@ def write_annotations(
     library
         Section to write, if there are several.
     scale
-        Pixels of the image per unit of ``obsm[spatial_key]``, as in :func:`read_annotations`.
+        Pixels of the image per unit of ``obsm[spatial_key]``, with the default of :func:`read_annotations`.
 
     Returns
     -------
@@ -144,9 +146,10 @@ def write_annotations(
     """
     check_adata(adata, unique_vars=False)
     codes, names = categories(adata, key, "key")
-    scale = check_number("scale", scale, minimum=_MIN_SCALE)
+    scale = None if scale is None else check_number("scale", scale, minimum=_MIN_SCALE)
     check_writable(path)
     libs, section, rows = _section_rows(adata, library, library_key)
+    scale = _pixels_per_unit(adata, libs.names[section]) if scale is None else scale
     if (codes[rows] < 0).all():
         raise ValueError(f"No observation of section {libs.names[section]!r} has a category in `adata.obs[{key!r}]`.")
     colors = colors_for(names, stored_colors(adata, key))
@@ -174,6 +177,19 @@ def _section_rows(adata: AnnData, library: str | None, library_key: str | bool |
     return libs, section, np.flatnonzero(libs.codes == section)
 
 
+def _pixels_per_unit(adata: AnnData, library: str) -> float:
+    """Return the pixels of the full-resolution image per unit of the positions, which may be microns."""
+    metadata = spatial_entry(adata, library)["metadata"]
+    if metadata.get("unit") != "micron":
+        return 1.0
+    if "pixel_size" not in metadata:
+        raise ValueError(
+            f"The positions of section {library!r} are microns and the outlines of QuPath pixels: pass `scale=`, the "
+            "number of pixels per micron."
+        )
+    return 1 / float(metadata["pixel_size"])
+
+
 def _read_file(path: Path) -> pd.DataFrame:
     """Return the column ``name`` of shapes (a GeoDataFrame, with ``color`` if known) or by identifier."""
     if not path.is_file():
@@ -198,7 +214,9 @@ def _parse_geojson(text: str, path: Path) -> GeoDataFrame:
         kept = [f for f in features if f["geometry"] is not None and _is_annotation(f)]
         rows = [f | {"properties": _name_and_color(f.get("properties") or {})} for f in kept]
         shapes = GeoDataFrame.from_features([f for f in rows if f["properties"]["name"]])  # no CRS: pixels
-    if shapes.empty:
+    if not shapes.empty:
+        shapes["name"] = shapes["name"].mask(shapes["name"].str.endswith("*"))  # which classes QuPath ignores
+    if shapes.empty or shapes["name"].isna().all():
         raise ValueError(
             f"{str(path)!r} holds {len(features)} features, none of them an annotation with a class or a name; set the "
             "class of the annotations in QuPath."
@@ -271,13 +289,16 @@ def _labels_by_position(shapes: GeoDataFrame, xy: Floats, radius: float, path: P
         inside = by_x[start:end][shapely.intersects_xy(shape, xy[by_x[start:end]])]
         several[inside] |= pd.notna(labels[inside]) & (labels[inside] != name)
         labels[inside] = name
+    seen = np.r_[xy.min(axis=0) - radius, xy.max(axis=0) + radius]
+    shapes_at, observations_at = (
+        f"x {x0:.4g} to {x1:.4g}, y {y0:.4g} to {y1:.4g}" for x0, y0, x1, y1 in (geometry.total_bounds, seen)
+    )
+    ranges = f"shapes lie at {shapes_at}, the observations (times `scale`) at {observations_at}. Check `scale`."
     if pd.isna(labels).all():
-        low, high = geometry.total_bounds.reshape(2, 2)
-        raise ValueError(
-            f"No observation lies in a shape of {str(path)!r}: shapes lie at x {low[0]:.4g} to {high[0]:.4g}, y "
-            f"{low[1]:.4g} to {high[1]:.4g}, the observations (times `scale`) at x {xy[:, 0].min():.4g} to "
-            f"{xy[:, 0].max():.4g}, y {xy[:, 1].min():.4g} to {xy[:, 1].max():.4g}. Check `scale`."
-        )
+        raise ValueError(f"No observation lies in a shape of {str(path)!r} that has a class or a name: {ranges}")
+    covered = geometry.intersection(shapely.box(*seen)).area.sum() / geometry.area.sum()
+    if covered < 0.3:
+        warn(f"Only {covered:.0%} of the area of the shapes in {str(path)!r} lies over the observations: {ranges}")
     if several.any():
         warn(f"{several.sum()} observations lie in shapes with different names; the smallest shape counts.")
     return pd.Series(labels)
