@@ -232,7 +232,7 @@ def categorical(codes: Ints, names: Sequence[str]) -> pd.Categorical:
 
 def put_frame(slots: Slots, key: str, values: Array, names: Sequence[str]) -> None:
     """Put a table of observations x ``names`` into ``obsm[key]``, and names that no file can hold into ``uns``."""
-    columns = _storable_columns(names)
+    columns = storable_columns(names)
     slots.obsm[key] = pd.DataFrame(np.asarray(values, dtype=np.float32), columns=columns)
     if columns != list(names):
         slots.uns[_keys.columns(key)] = np.array(list(names), dtype=object)
@@ -246,17 +246,17 @@ def column_names(adata: AnnData, key: str) -> list[str] | None:
     columns = [str(c) for c in frame.columns]
     stored = adata.uns.get(_keys.columns(key))
     names = columns if stored is None else [str(name) for name in np.ravel(np.asarray(stored, dtype=object))]
-    return names if _storable_columns(names) == columns else columns  # they may be left from an earlier table
+    return names if storable_columns(names) == columns else columns  # they may be left from an earlier table
 
 
-def _storable_columns(names: Sequence[str]) -> list[str]:
+def storable_columns(names: Sequence[str], bad: str = "/") -> list[str]:
     """Return unique column names that h5ad and zarr can store: ``names`` where they can, else similar ones."""
-    taken = {name for name in names if unstorable(name, column=True) is None and "/" not in name}
+    taken = {name for name in names if unstorable(name, column=True) is None and bad not in name}
     out = list(names)
     for i, name in enumerate(names):
         if name in taken:
             continue
-        column = name.replace("/", "_").replace("\0", "_")
+        column = name.replace(bad, "_").replace("\0", "_")
         column = f"class_{i}" if unstorable(column, column=True) is not None else column
         while column in taken:
             column += "_"

@@ -6,7 +6,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scanpy as sc
-from conftest import read_back
+from conftest import assert_same, read_back
 from scipy import stats
 from scipy.stats import false_discovery_control, kstest, norm, rankdata
 from test_tl_biomarkers import _section, _smooth, _tested
@@ -184,6 +184,17 @@ def test_scanpy_functions_read_the_table(tested, tmp_path):
         axes = sc.pl.rank_genes_groups(adata, n_genes=5, key=key, show=False)
         assert [t.get_text() for t in axes[0].texts] == tested.uns["biomarkers"]["names"][:5].tolist()
         sc.pl.rank_genes_groups_dotplot(adata, n_genes=2, key=key, show=False, dendrogram=False)
+
+
+def test_groups_with_a_colon_survive_files(tmp_path):
+    """QuPath joins nested classes by one, which zarr cannot store in a record."""
+    adata = _section(0, n_markers=6, n_vars=40)
+    adata.obs["region"] = adata.obs["region"].map({"in": "Tumor: DCIS", "out": "Tumor_ DCIS"}).astype("category")
+    st.tl.biomarkers(adata, "region", groups=["Tumor: DCIS", "Tumor_ DCIS"], n_null=60)
+    for back in read_back(adata, tmp_path):
+        assert_same(adata, back)
+        found = sc.get.rank_genes_groups_df(back, "Tumor_ DCIS_", key="rank_genes_groups_biomarkers")
+        assert found["names"].tolist() == st.get.biomarkers(back, "Tumor: DCIS")["names"].tolist()
 
 
 @pytest.mark.parametrize(("alternative", "sign"), [("greater", 1), ("less", -1)])

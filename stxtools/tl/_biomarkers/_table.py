@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from stxtools._slots import storable_columns
 from stxtools._types import Array, Floats
 from stxtools.stats._design import Design, Outcome, shrink
 from stxtools.stats._meta_analysis import Alternative, Combined, adjust_bh, expression_weights, signed_z
@@ -141,7 +142,8 @@ def scanpy_twin(
     tables: Sequence[pd.DataFrame], groupby: str, reference: str, method: str, layer: str | None
 ) -> dict[str, Any]:
     """Return tables of one group each in the layout of :func:`scanpy.tl.rank_genes_groups`."""
-    groups = [str(t["group"].iloc[0]) for t in tables]
+    # zarr can store no record with such a field
+    groups = storable_columns([str(t["group"].iloc[0]) for t in tables], bad=":")
     params = {"groupby": groupby, "reference": reference, "method": method, "use_raw": False, "layer": layer,
               "corr_method": "benjamini-hochberg"}  # fmt: skip
     out: dict[str, Any] = {"params": {k: v for k, v in params.items() if v is not None}}
