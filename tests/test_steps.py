@@ -149,7 +149,11 @@ def test_targets_and_conditions_from_files(folder, make_section):
         (["segment", "sections/A1.h5ad", "out.h5ad", "--labels-key", "nope"], "`--labels-key='nope'`"),
         (["segment", "sections/A1.h5ad", "out.h5ad", "--n-segments", "0"], "`--n-segments=0`"),
         (["segment", "sections/A1.h5ad", "out.h5ad", "--seed", "-1"], "`--seed=-1`"),
-        (["regions", "sections/A1.h5ad", "out.h5ad"], "segment"),
+        (["regions", "sections/A1.h5ad", "out.h5ad"], "Run `stxtools segment` first"),
+        (
+            ["describe", "sections/A1.h5ad", "out.h5ad", "--groupby", "band"],
+            "Run `stxtools biomarkers` first, or name the slot with `--biomarkers-key`.",
+        ),
         (["biomarkers", "sections/A1.h5ad", "out.h5ad"], "needs --groupby"),
         (["biomarkers", "sections/A1.h5ad", "out.h5ad", "--groupby", "band", "--table", "none/t.csv"], "create it"),
         (["biomarkers", "sections/A1.h5ad", "o.h5ad", "--groupby", "band", "--table", "./o.h5ad"], "the same file"),

@@ -39,10 +39,11 @@ class Option(NamedTuple):
     help: str
 
 
-# by command: options that are no parameters of its functions
-_EXTRA: dict[str, dict[str, Option]] = {
-    command: {name: Option(*option) for name, option in options.items()}
-    for command, options in json.loads(Path(__file__).with_name("options.json").read_text("utf-8")).items()
+# by command: options that are no parameters of its functions, and other descriptions (texts) of those that are
+_FILE: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text("utf-8"))
+_EXTRA = {
+    command: {name: Option(*option) for name, option in options.items() if isinstance(option, list)}
+    for command, options in _FILE.items()
 }
 # the calls of a run, and their options beside the common ones
 CALLS = {
@@ -68,7 +69,7 @@ def options_of(command: str) -> dict[str, Option]:
         # of an option that several calls have, the first call describes it: it comes last here
         steps = [(options_of(step), (*COMMON, *CALLS[step])) for step in reversed(CALLS)]
         return {name: o for options, names in steps for name, o in options.items() if name in names} | extra
-    descriptions = _descriptions(function_of(command))
+    descriptions = _descriptions(function_of(command)) | _FILE.get(command, {})
     parameters = inspect.signature(function_of(command)).parameters.items()
     taken = {name: p for name, p in parameters if name not in _NO_OPTIONS}
     return extra | {n: Option(str(p.annotation), p.default, descriptions.get(n, "")) for n, p in taken.items()}
@@ -242,13 +243,15 @@ def error_text(err: BaseException) -> str:
 
 
 def as_flags(message: str, names: Collection[str]) -> str:
-    """Replace parameters in a message, such as ```labels_key=```, by flags, ``--labels-key=``."""
+    """Replace parameters in a message, such as ```labels_key=```, by flags, ``--labels-key``, and calls by commands."""
 
     def to_flag(match: re.Match[str]) -> str:
         return f"`--{flag(match[1])}{match[2]}" if match[1] in names else match[0]
 
+    message = re.sub(r"`st\.tl\.(\w+)\([^`]*\)`", lambda m: f"`stxtools {m[1]}`", message)
+    message = message.replace("`stxtools region_graph`", "`stxtools regions`")
     message = message.replace("`library_key=False`", "`--one-section`").replace("settings.max_", "--max-")
-    return re.sub(r"`(\w+)(=)", to_flag, message).replace("=`", "`").replace("`covariates`", "`--covariates`")
+    return re.sub(r"`(\w+)(=|`)", to_flag, message).replace("=`", "`")
 
 
 def log(text: str, quiet: bool) -> None:
