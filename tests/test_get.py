@@ -51,7 +51,7 @@ def test_regions_returns_a_table_of_its_own(adata: ad.AnnData) -> None:
     assert regions.obs["area"].tolist() == [40.0, 20.0, 30.0]
     adata.uns["table"] = pd.DataFrame({"a": [1]})
     with pytest.raises(TypeError, match="DataFrame"):
-        st.get.regions(adata, key="table")
+        st.get.regions(adata, "table")
 
 
 def test_segments_counts_observations_and_averages_confidence(adata: ad.AnnData) -> None:

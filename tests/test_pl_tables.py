@@ -244,6 +244,9 @@ def test_stability_marks_the_chosen_number_of_segments(make_section):
     ax = st.pl.stability(adata)
     assert [list(line.get_xdata()) for line in ax.lines] == [[2, 3, 4], [3]], "one segment is not chosen by BIC"
     assert ax.lines[1].get_ydata()[0] == 3.0
+    assert ax.get_legend().get_texts()[0].get_text() == "chosen: 3"
+    adata.uns["segment"]["params"]["n_segments"] = 4
+    assert st.pl.stability(adata).get_legend().get_texts()[0].get_text() == "chosen: 4, the largest tried"
     _, own = plt.subplots()
     own.set_title("mine")
     assert st.pl.stability(adata, ax=own).get_title() == "mine"

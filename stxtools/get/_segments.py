@@ -17,7 +17,7 @@ from stxtools._validate import check_adata, check_in, class_column, libraries
 
 
 @public
-def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | bool | None = None) -> pd.DataFrame:
+def segments(adata: AnnData, key: str = _keys.SEGMENT, *, library_key: str | bool | None = None) -> pd.DataFrame:
     """Get the size and mean confidence of each segment as a DataFrame, one row per segment (and section).
 
     Parameters
@@ -58,7 +58,7 @@ def segments(adata: AnnData, *, key: str = _keys.SEGMENT, library_key: str | boo
 
 
 @public
-def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
+def probabilities(adata: AnnData, key: str = _keys.SEGMENT) -> pd.DataFrame:
     """Get the class probabilities of the observations as a DataFrame, with the original class names.
 
     ``obsm["{key}_proba"]`` has the same values, but replaces class names that cannot be stored in files, such as
@@ -101,7 +101,7 @@ def probabilities(adata: AnnData, *, key: str = _keys.SEGMENT) -> pd.DataFrame:
 
 
 @public
-def regions(adata: AnnData, *, key: str = _keys.REGIONS) -> pd.DataFrame:
+def regions(adata: AnnData, key: str = _keys.REGIONS) -> pd.DataFrame:
     """Get size, position, degree and attention of each region as a DataFrame.
 
     Returns

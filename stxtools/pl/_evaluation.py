@@ -105,7 +105,8 @@ def stability(
     (axis,) = axes = _base.panels([""], title, ax, "curve", 4.2, 3.2)
     x, y = curve["n_segments"].to_numpy(), curve["bic"].to_numpy()
     axis.plot(x, y, color="0.5", marker="o", markersize=4)
-    axis.plot(x[x == chosen], y[x == chosen], "o", markersize=9, color=UP, label=f"chosen: {chosen}")
+    label = f"chosen: {chosen}" + (", the largest tried" if chosen == x.max() else "")
+    axis.plot(x[x == chosen], y[x == chosen], "o", markersize=9, color=UP, label=label)
     axis.set_xticks(x)
     if legend:
         axis.legend(frameon=False, fontsize="small")
