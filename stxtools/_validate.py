@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from ._checks import check_bool, check_key, check_names, listing, unstorable
 from ._types import Floats, Ints
 from ._warn import warn
 
-_MISSING_AS_TEXT = {"nan", "NaN", "NA", "<NA>"}
+_MISSING_AS_TEXT = {"nan", "na", "<na>"}
+_UNLABELLED = _MISSING_AS_TEXT | {"", "none", "unlabelled", "unlabeled", "unannotated", "unassigned", "unknown"}
 CONTROLS = (
     r"(?i)neg ?control|negprb|negative\d|systemcontrol|falsecode|blank|(?:unassigned|deprecated)codeword|antisense_"
 )
@@ -80,7 +82,8 @@ def check_in(adata: AnnData, slot: str, key: Any, param: str, hint: str = "") ->
         names = container.columns if isinstance(container, pd.DataFrame) else container.keys()
         names = [n for n in names if n is not None]  # anndata 0.13 lists X among the layers, as None
         hint = hint or ("Run `st.tl.segment(adata)` first, or name another column." if key == _keys.SEGMENT else "")
-        raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {listing(names)}. {hint}".rstrip())
+        near = "".join(f" Did you mean {name!r}?" for name in difflib.get_close_matches(key, map(str, names), 1))
+        raise KeyError(f"`{param}={key!r}` is not in `adata.{slot}`; it has {listing(names)}.{near} {hint}".rstrip())
 
 
 def check_key_added(value: Any, default: str, param: str = "key_added") -> str:
@@ -313,10 +316,12 @@ def categories(adata: AnnData, key: str, param: str, *, min_classes: int = 1) ->
         raise ValueError(
             f"`adata.obs[{key!r}]` has {len(labels)} class(es) ({listing(labels)}); `{param}` needs {min_classes}."
         )
-    if lost := sorted(_MISSING_AS_TEXT & set(labels)):
+    missing = _UNLABELLED if param == "labels_key" else _MISSING_AS_TEXT
+    lost = next((name for name in labels if name.strip().lower() in missing), None)
+    if lost is not None:
         code = f"adata.obs[{key!r}]"
-        warn(f"`{code}` has the class {lost[0]!r}, as `.astype(str)` makes of missing values: it counts as any other "
-             f"class. To make them missing again: `{code} = {code}.where({code} != {lost[0]!r})`.")  # fmt: skip
+        warn(f"`{code}` has the class {lost!r}, which counts as any other class. If it stands for missing values: "
+             f"`{code} = {code}.where({code} != {lost!r})`.")  # fmt: skip
     return Labels(column.cat.codes.to_numpy(np.int64), labels)
 
 

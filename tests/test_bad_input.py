@@ -85,10 +85,18 @@ def test_unusable_data_raises_and_changes_nothing(data: str, call: str, section:
 def test_missing_values_that_became_text(call: str, section: ad.AnnData) -> None:
     band = section.obs["band"].astype(object)
     section.obs["band"] = band.where(np.arange(section.n_obs) % 4 > 0, "nan")
-    with pytest.warns(UserWarning, match=r"class 'nan'.*To make them missing again: `adata.obs\['band'\] = ") as caught:
+    with pytest.warns(UserWarning, match=r"class 'nan'.*stands for missing values: `adata.obs\['band'\] = ") as caught:
         CALLS[call](section)
     exec(str(caught[0].message).split("`")[-2], {"adata": section})
     assert section.obs["band"].isna().sum() == section.n_obs / 4
+
+
+@pytest.mark.parametrize("name", ["", "Unlabelled", "unknown "])
+def test_unlabelled_as_a_class_is_reported(name: str, section: ad.AnnData) -> None:
+    band = section.obs["band"].astype(object)
+    section.obs["band"] = band.where(np.arange(section.n_obs) % 4 > 0, name)
+    with pytest.warns(UserWarning, match=f"class {name!r}, which counts as any other class"):
+        CALLS["labels"](section)
 
 
 @pytest.mark.parametrize("axis", ["obs", "var"])
@@ -109,6 +117,7 @@ def test_names_that_are_integers_raise(axis: str, call: str, section: ad.AnnData
         ({"n_segments": "3"}, TypeError, "integer"),
         ({"n_segments": 65}, ValueError, "more than the 64 observations"),
         ({"labels_key": "nowhere"}, KeyError, "it has 'band'"),
+        ({"labels_key": "bnad"}, KeyError, "Did you mean 'band'"),
         ({"labels_key": "library"}, ValueError, "needs 2"),
         ({"n_segments": 4, "labels_key": "band"}, ValueError, "has 3 classes"),
         ({"use_rep": "nowhere"}, KeyError, "'spatial'"),
