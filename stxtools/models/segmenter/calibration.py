@@ -99,7 +99,6 @@ def centring_offsets(xy: Sequence[Floats], labels: Sequence[Ints], proba: Floats
     weight = each * (np.maximum(np.bincount(of, each / n_near, k) - 1, 0) / np.bincount(of, each, k).clip(1))[of]
     if not weight.any():
         return np.zeros(k)
-    weight *= len(each) / each.sum()  # or offsets would grow with the labels, beyond the borders
     precision = _CENTRE_TRUST * max(1.0, float(weight.sum()) / _CENTRE_NEIGHBOURHOODS)
     used, row = np.unique(near, return_inverse=True)
     row, logits = row.reshape(same.shape), logits[used]
