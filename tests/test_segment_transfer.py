@@ -106,6 +106,16 @@ def test_pretrained_model_finds_genes_by_ensembl_id_and_keeps_their_names(make_s
     np.testing.assert_array_equal(adata.obsm["segment_proba"], by_id.obsm["segment_proba"])
 
 
+def test_confidence_is_lower_where_the_members_disagree(make_section, trained):
+    """Out of fold the members are right; on another section with few molecules they are not."""
+    adata = make_section(seed=6)
+    adata.X.data = np.random.default_rng(0).binomial(adata.X.data.astype(int), 0.02).astype(np.float32)
+    adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
+    st.tl.segment(adata, model=trained, **ON_CPU)
+    assert 0.9 < accuracy(adata) < 0.95
+    assert abs(adata.obs["segment_confidence"].mean() - accuracy(adata)) < 0.03  # without their agreement 0.05
+
+
 def test_labels_of_the_new_section_correct_the_model(make_section, trained):
     adata = make_section(seed=6)
     labels = adata.obs["band"].astype(object).where(np.arange(adata.n_obs) % 15 == 0)

@@ -56,6 +56,7 @@ class Prediction:
 
     logits: Floats
     weights: dict[str, float]
+    agreement: float | None  # share of the observations for which both members predict one class; None if they are few
 
 
 @dataclass(frozen=True)
@@ -246,15 +247,16 @@ class _MemberLogits:
         By default the discriminant analysis takes part if co-training brings the ridge nearer to it. It does not where
         components of another donor mean something else.
         """
+        few = len(self.ridge) < _AGREEMENT_FROM
         if with_lda is None:
-            few = len(self.ridge) < _AGREEMENT_FROM
             refined = self.ridge if few else _cotrained(self.ridge, self.components, prior=0.0)
             with_lda = few or _agreement(refined, self.lda) > _agreement(self.ridge, self.lda)
         logits = log_softmax(self.ridge + self.lda, axis=1) if with_lda else self.ridge
         adapts = labels is not None or (adapt and len(logits) >= _ADAPT_FROM)
         if adapts:
             logits = _cotrained(logits, self.components, labels)
-        return Prediction(logits, {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)})
+        weights = {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)}
+        return Prediction(logits, weights, None if few else _agreement(self.ridge, self.lda))
 
 
 def _cotrained(logits: Floats, components: Floats, labels: Ints | None = None, *, prior: float = 1.0) -> Floats:

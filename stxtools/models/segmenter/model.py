@@ -13,6 +13,7 @@ from scipy.special import softmax
 from torch.utils.data import DataLoader
 
 from stxtools._progress import stage
+from stxtools._spatial.points import evenly_spread
 from stxtools._types import Floats, Floats32, Ints
 from stxtools.models._base import BaseModel
 from stxtools.models._params import SegmenterParams
@@ -28,11 +29,12 @@ from stxtools.nn._unet import SegmentationNet, UNet
 from stxtools.nn._views import Augmentation, RandomViews, default_epochs, validation_loader, view_size
 
 from .batches import batches, shared_centres
-from .calibration import class_sizes, offsets_for_all, share_offsets, tempered
+from .calibration import class_sizes, matching_temperature, offsets_for_all, share_offsets, tempered
 from .pseudo_labels import agreement, pseudo_labels_from_clustering, pseudo_labels_from_labels, target_rasters
 
 _REORDERINGS, _BIAS_STEPS = 4, 16  # attempts to number the classes by size: by their order, then by their biases
 _LEARNED, _GAIN = 0.9, 0.01  # training is repeated until so much agrees with the targets, or gains no more
+_CALIBRATED = 60_000  # observations of a section, at most, from which a temperature is found
 _PIXELS = 500  # from which each step of a repetition learns: those of one view of small tissue are too few
 
 
@@ -324,8 +326,13 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
                 continue
             known = None if labels is None or not (labels[i] >= 0).any() else labels[i]
             prediction = self.gene_classifier.predict(expression[i], labels=known, adapt=adapt)
-            share = softmax(prediction.logits, axis=1).astype(np.float32)
-            out.append(Segmentation(share, features.numpy()[member], prediction.weights))
+            share, temperature = softmax(prediction.logits, axis=1), 1.0
+            if prediction.agreement is not None:
+                sample = share[evenly_spread(len(share), _CALIBRATED)]
+                temperature = matching_temperature(sample, prediction.agreement)
+                if not self.gene_classifier.alone:  # members share errors, so the accuracy may be lower
+                    temperature = max(temperature, 1.0)
+            out.append(Segmentation(tempered(share, temperature), features.numpy()[member], prediction.weights))
         net.to("cpu")
         return out
 
