@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,26 @@ def test_interrupt_changes_neither_anndata_nor_signal_handler(
         call(section)
     assert_same(before, section)
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_interrupted_search_of_neighbours_leaves_no_thread() -> None:
+    """Threads that go on write into memory that is freed, which crashes Python."""
+    xy = np.random.default_rng(0).random((300_000, 2))
+    adata = ad.AnnData(np.zeros((len(xy), 1), np.float32), obsm={"spatial": xy})
+    running = threading.active_count()
+
+    def interrupt() -> None:
+        while threading.active_count() < running + 2:  # this one, and one that searches
+            time.sleep(1e-3)
+        time.sleep(0.02)  # until all are at work
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt, daemon=True)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        st.pp.rasterize(adata)
+    watcher.join()
+    assert threading.active_count() == running
 
 
 def test_interrupted_distillation_leaves_no_file(

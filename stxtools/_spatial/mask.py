@@ -10,9 +10,11 @@ from scipy.spatial import Voronoi, cKDTree
 
 from stxtools._types import Floats
 
+from .threads import in_threads
+
 _PIXELS_PER_SPOT = 4  # unless the image would exceed _MAX_SIDE
 _MAX_SIDE = 2048  # rows or columns
-_BLOCK = 1 << 20  # pixels per nearest-neighbour query
+_BLOCK = 1 << 16  # pixels per nearest-neighbour query
 REACH = 0.75  # of an observation of a lattice, in spacings
 REACH_SCATTERED = 1.5
 _INSIDE_DISC = np.cos(np.pi / 16)  # radius within a disc, a polygon of 16 corners
@@ -46,15 +48,15 @@ def render_mask(
     xy = xy - np.asarray(frame.origin)
     tree = cKDTree(xy)
     padded = np.append(np.asarray(values).astype(np.uint32), np.uint32(0))  # the query gives len(xy) for none
-    mask = np.zeros((height, width), dtype=np.uint32)
     x = np.arange(width) / frame.scale
     step = max(_BLOCK // width, 1)
-    for top in range(0, height, step):
+
+    def rows(top: int) -> NDArray[np.uint32]:
         y = np.arange(top, min(top + step, height)) / frame.scale
         pixels = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-        _, nearest = tree.query(pixels, distance_upper_bound=limit, workers=-1)
-        mask[top : top + len(y)] = padded[nearest].reshape(len(y), width)
-    return mask
+        return padded[tree.query(pixels, distance_upper_bound=limit)[1]].reshape(len(y), width)
+
+    return np.concatenate(list(in_threads(rows, range(0, height, step))))
 
 
 def outlines(xy: Floats, codes: NDArray[np.integer[Any]], reach: float) -> dict[int, Any]:

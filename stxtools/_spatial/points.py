@@ -8,6 +8,9 @@ from scipy.spatial import cKDTree
 
 from stxtools._types import Array, Floats, Ints
 
+from .threads import in_threads
+
+_CHUNK = 8192
 _N_NEIGHBOURS = 6  # a planar tiling has six neighbours on average
 
 
@@ -24,8 +27,8 @@ def neighbour_radius(points: Floats) -> Floats:
     k = min(_N_NEIGHBOURS, len(points) - 1)
     if k < 1:
         return np.ones(len(points))
-    distance, _ = cKDTree(points).query(points, k=[k + 1], workers=-1)
-    return distance[:, 0]
+    tree, starts = cKDTree(points), range(0, len(points), _CHUNK)
+    return np.concatenate(list(in_threads(lambda i: tree.query(points[i : i + _CHUNK], k=[k + 1])[0][:, 0], starts)))
 
 
 def local_area(radius: Floats) -> Floats:

@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 from stxtools._types import Csr, Floats, Floats32, Ints, Reals
 
 from .graph import neighbour_mean
+from .threads import in_threads
 
 REACH = 127  # observations in the largest neighbourhood: six rings of a hexagonal lattice
 _GUIDE = 6  # components in which edges are detected: later ones are mostly noise
@@ -31,11 +32,11 @@ def averages(near: NDArray[np.integer], n: int, weight: Reals | None = None) -> 
 def nearest(xy: Floats, size: int, rows: Ints | None = None) -> NDArray[np.int32]:
     """Return the nearest ``size`` observations of ``rows`` (default: all), themselves included, (m, size)."""
     tree, points, size = cKDTree(xy), xy if rows is None else xy[rows], min(size, len(xy))
-    parts = [
-        tree.query(points[start : start + _CHUNK], k=size, workers=-1)[1].astype(np.int32)
-        for start in range(0, max(len(points), 1), _CHUNK)  # no rows: one empty part
-    ]
-    return np.concatenate(parts).reshape(-1, size)
+    parts = in_threads(
+        lambda start: tree.query(points[start : start + _CHUNK], k=size)[1].astype(np.int32),
+        range(0, max(len(points), 1), _CHUNK),  # no rows: one empty part
+    )
+    return np.concatenate(list(parts)).reshape(-1, size)
 
 
 def dense_means(near: NDArray[np.integer], values: Csr) -> Floats32:

@@ -8,15 +8,13 @@ with its own, a gene whose effect is large and smooth would have the effect take
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
 from stxtools._spatial.matrices import row_view
+from stxtools._spatial.threads import in_threads
 from stxtools._types import Array, Csr, Floats, Floats32, Ints
 
 N_FUNCTIONS = 120
@@ -46,23 +44,13 @@ def row_chunks(matrix: Csr) -> Iterator[tuple[slice, Csr]]:
         yield rows, row_view(matrix, rows)
 
 
-def _threads() -> int:
-    """Number of threads: the process's cores, or ``OMP_NUM_THREADS``."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(_MOST_THREADS, cores, int(allowed) if allowed.isdigit() else cores))
-
-
 def sum_chunks(function: Callable[[slice, Csr], Sequence[Array]], matrix: Csr) -> list[Floats]:
     """Return the sums of ``function(rows, part)`` over chunks of rows, in threads: scipy's products use one."""
     out: list[Floats] = []
-    parts, threads = row_chunks(matrix), _threads()
-    with ThreadPoolExecutor(threads) as pool:
-        while batch := list(islice(parts, 2 * threads)):  # bounds how many results wait for summation
-            for terms in (pool.map if len(batch) > 1 else map)(lambda part: function(*part), batch):
-                out = out or [np.zeros(term.shape) for term in terms]
-                for total, term in zip(out, terms, strict=True):
-                    total += term
+    for terms in in_threads(lambda part: function(*part), row_chunks(matrix), _MOST_THREADS):
+        out = out or [np.zeros(term.shape) for term in terms]
+        for total, term in zip(out, terms, strict=True):
+            total += term
     return out
 
 
