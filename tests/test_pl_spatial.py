@@ -255,6 +255,7 @@ def test_nodes_of_many_regions_do_not_cover_the_tissue_and_differ_by_size() -> N
     adata.obs["layer"] = pd.Categorical((x.ravel() // 20).astype(int).astype(str))
     st.tl.region_graph(adata, "layer", max_size=4)
     ax = st.pl.region_graph(adata)
+    assert _legend_texts(ax)[0] == "layer"
     ax.figure.canvas.draw()
     nodes = next(c for c in ax.collections if c.get_label() == "regions")
     assert len(nodes.get_offsets()) > 700

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,18 @@ def test_report_omits_steps_that_were_not_run(make_section, tmp_path):
     assert meta_of(written(adata, tmp_path))["genes"] == []
     adata.X = None
     assert meta_of(written(adata, tmp_path))["genes"] == []
+
+
+def test_results_under_other_keys_are_reported(make_section, tmp_path):
+    adata = make_section(rows=6, cols=6)
+    st.tl.region_graph(adata, "band")
+    st.tl.biomarkers(adata, "band", key_added="markers", n_null=100)
+    with pytest.warns(UserWarning, match=r"tl.biomarkers wrote 'markers': name it with `biomarkers_key=`"):
+        page = written(adata, tmp_path)
+    assert "Classes of obs[&#39;band&#39;] form" in page
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written(adata, tmp_path, biomarkers_key="markers")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from stxtools import _keys, get
 from stxtools._api import public
 from stxtools._checks import check_key, check_writable, listing
 from stxtools._files import write_text
+from stxtools._slots import records
 from stxtools._validate import check_adata, check_in
 from stxtools._version import __version__
+from stxtools._warn import warn
 from stxtools.get._tables import symbols_of
 
 _FILES = ("page.html", "page.css", "page.js", "map.js", "biomarkers.js")
@@ -88,6 +90,7 @@ def report(
     if absent := [gene for gene in genes or () if gene not in adata.var_names]:
         raise KeyError(f"`genes` names {listing(absent)}, which are not in `adata.var_names`.")
     check_writable(path)
+    _warn_of_other_keys(adata, key=(key, "tl.segment"), biomarkers_key=(biomarkers_key, "tl.biomarkers"))
 
     rows = get.biomarkers(adata, key=biomarkers_key) if biomarkers_key in adata.uns else ()
     biomarkers = rows if len(rows) else None
@@ -110,6 +113,17 @@ def report(
         meta=json.dumps(meta, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )  # fmt: skip
     write_text(path, page)
+
+
+def _warn_of_other_keys(adata: AnnData, **parameters: tuple[str, str]) -> None:
+    """Warn of results that the report lacks because they have a key of their own."""
+    for parameter, (key, call) in parameters.items():
+        entries = [name for name, entry in adata.uns.items() if any(p.get("call") == call for p in records(entry))]
+        others = [name.removesuffix("_params") for name in entries]
+        if others and key not in adata.uns and key not in adata.obs:
+            warn(
+                f"`adata.uns[{key!r}]` is missing, but st.{call} wrote {listing(others)}: name it with `{parameter}=`."
+            )
 
 
 def _by_symbol(adata: AnnData, gene_symbols: str, biomarkers_key: str) -> AnnData:

@@ -39,9 +39,10 @@ def findings(
     if key in adata.obs and isinstance(slot, Mapping):
         out.append(_segments(adata, key, params_of(slot), slot))
     if _keys.REGIONS in adata.uns:
-        table = get.regions(adata)
+        table, of = get.regions(adata), params_of(adata.uns[_keys.REGIONS]).get("segment_key", key)
         borders = _count(int(table["degree"].sum()) // 2, "common border")
-        out.append(f"Segments form {_count(len(table), 'connected region')} with {borders}.")
+        whose = "Segments" if of == key else f"Classes of obs[{str(of)!r}]"
+        out.append(f"{whose} form {_count(len(table), 'connected region')} with {borders}.")
     table = adata.uns.get(biomarkers_key, ())
     if len(table):
         params = adata.uns.get(f"{biomarkers_key}_params", {})

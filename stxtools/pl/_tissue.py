@@ -117,7 +117,10 @@ def region_graph(
     if legend:
         units = set(microns_per_unit(adata, graph.panels, scale_bar))
         unit = units.pop() if len(units) == 1 and has_contact else None
-        handles = [_legend.heading_handle("segment"), *_legend.class_handles(graph.names, graph.colors, missing=False)]
+        handles = [
+            _legend.heading_handle(graph.segment_key),
+            *_legend.class_handles(graph.names, graph.colors, missing=False),
+        ]
         sizes = _round_numbers(float(max(graph.sizes.min(), graph.smallest)), float(graph.sizes.max()))
         handles += [_legend.heading_handle("observations")]
         handles += [_legend.point_handle(f"{s:g}", MISSING, size=float(np.sqrt(graph.node_area(s)))) for s in sizes]
@@ -199,7 +202,7 @@ def attention(
         graph.draw_nodes(axis, panel, scale=0.4)
     if legend:
         handles = _legend.class_handles(graph.names, graph.colors, missing=False)
-        _legend.add_legend(axes, handles, ax=ax, title="segment", bars=bars)
+        _legend.add_legend(axes, handles, ax=ax, title=graph.segment_key, bars=bars)
     return _base.save_or_show("attention", axes, figsize, ax=ax, show=show, save=save, colors=graph.stored_colors)
 
 
@@ -208,7 +211,7 @@ class RegionGraph:
 
     - ``panels``: The sections that are drawn.
     - ``centroids``, ``library``, ``sizes``, ``nodes``: Position, section, number of observations and RGBA per region.
-    - ``names``, ``colors``: The segments and their colours.
+    - ``segment_key``, ``names``, ``colors``: The column of the segments, their names and colours.
     - ``pale_spots``: RGB per observation.
     - ``stored_colors``: Colours to store once the plot is done.
     """
@@ -231,7 +234,7 @@ class RegionGraph:
         self.library = regions.obs.get("library", pd.Series("", index=regions.obs_names)).astype(str).to_numpy()
         if len(self.panels) == 1 and len(set(self.library)) <= 1:  # the only section may have another name there
             self.library = np.full(regions.n_obs, self.panels[0].library, dtype=object)
-        segment_key = str(params.get("segment_key", _keys.SEGMENT))
+        self.segment_key = segment_key = str(params.get("segment_key", _keys.SEGMENT))
         check_in(adata, "obs", segment_key, "segment_key of the regions", _RERUN)
         known = colors_of(adata, segment_key, palette)
         codes, self.names = category_codes(regions, _keys.SEGMENT)
