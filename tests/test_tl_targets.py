@@ -72,6 +72,15 @@ def test_dgidb_interactions_are_summarised_by_gene(adata, interactions):
     assert table["scores"].tolist() == [5, 4, 3, 2, 1, 0]
 
 
+def test_no_gene_found_names_the_argument_that_helps(adata, interactions):
+    adata.var = pd.DataFrame({"symbol": GENES}, index=IDS)
+    adata.uns["biomarkers"]["names"] = IDS[::-1]
+    assert not _joined(adata, interactions, "name it with `symbol_key=`")["in_dgidb_interactions"].any()
+    assert (
+        _joined(adata, interactions, r"`uns\['targets_params'\]`\.$", symbol_key="symbol").loc[IDS[0], "n_drugs"] == 3
+    )
+
+
 def test_dgidb_interactions_of_version_4_are_read(adata, tmp_path):
     path = tmp_path / "interactions.tsv.gz"
     pd.DataFrame({

@@ -274,7 +274,8 @@ def _check_genes(model: BaseModel[Any, Any], names: Sequence[str]) -> None:
     if found < needed:
         raise ValueError(
             f"`adata` has {found} of the model's {total} genes ({share:.0%}); at least {needed} are needed. "
-            f"The model expects names like {list(genes[:3])}; `adata.var_names` begins with {list(names[:3])}."
+            f"The model expects names like {list(genes[:3])}; `adata.var_names` begins with {list(names[:3])}. "
+            "If a column of `adata.var` holds such names, make it `adata.var_names`."
         )
     if share < _WARN_SHARE and (enough is None or found < enough):
         inferred = (

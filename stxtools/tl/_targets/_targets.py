@@ -200,5 +200,8 @@ def _warn(fmt: str, n_vars: int, report: dict[str, list[str]]) -> None:
         "outdated": "have an outdated symbol",
     }  # fmt: skip
     parts = [f"{len(genes)} {reasons[name]} ({listing(genes, _N_SHOWN)})" for name, genes in report.items() if genes]
+    none = len(report["unmatched"]) == n_vars
+    hint = " If a column of `adata.var` holds the table's names, name it with `symbol_key=`." if none else ""
     if parts:
-        warn(f"Of {n_vars} genes looked up in {fmt}, {'; '.join(parts)}. All are listed in `uns['targets_params']`.")
+        warn(f"Of {n_vars} genes looked up in {fmt}, {'; '.join(parts)}. All are listed in `uns['targets_params']`."
+             + hint)  # fmt: skip
