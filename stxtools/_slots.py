@@ -246,7 +246,11 @@ def column_names(adata: AnnData, key: str) -> list[str] | None:
     columns = [str(c) for c in frame.columns]
     stored = adata.uns.get(_keys.columns(key))
     names = columns if stored is None else [str(name) for name in np.ravel(np.asarray(stored, dtype=object))]
-    return names if storable_columns(names) == columns else columns  # they may be left from an earlier table
+    owner = key.removesuffix(_keys.proba(""))
+    classes = next((adata.obs[c].astype("category") for c in (f"{owner}_pred", owner) if c in adata.obs), None)
+    # they may be left from an earlier table
+    left = classes is not None and set(columns) == set(classes.cat.categories.astype(str))
+    return columns if left or storable_columns(names) != columns else names
 
 
 def storable_columns(names: Sequence[str], bad: str = "/") -> list[str]:

@@ -58,6 +58,7 @@ def test_page_embeds_coordinates_colours_genes_and_biomarkers(line, tmp_path):
     adata = with_table(line)
     adata.obs_names = [f"<i>{name}" for name in adata.obs_names]
     adata.obs["band"] = adata.obs["band"].cat.rename_categories({"a": "</script>&<b>"})
+    adata.uns["band_colors"] = ["red", "tab:blue", "#00ff0080"]
     before = adata.copy()
     page = written(adata, tmp_path, genes=["gene3"], color=["band"], library_key="library")
     assert written(adata, tmp_path, genes=["gene3"], color=["band"], library_key="library") == page
@@ -69,6 +70,7 @@ def test_page_embeds_coordinates_colours_genes_and_biomarkers(line, tmp_path):
     assert [s["name"] for s in meta["sections"]] == ["lib0", "lib1"]
     labels = {entry["label"]: entry for entry in meta["colors"]}
     assert labels["band"]["names"] == ["</script>&<b>", "b", "c"]
+    assert labels["band"]["colors"] == ["#ff0000", "#1f77b4", "#00ff00"]  # the page reads no names of colours
     assert list(labels) == ["Segment", "Confidence", "Region", "Attention", "band"]
     xy = block(page, "xy", "<f4").reshape(-1, 2)
     for i in range(2):  # sections keep their shape and lie side by side

@@ -25,6 +25,7 @@ from stxtools._spatial.raster import Pixels, RasterGrid, rasterize_libraries, sp
 from stxtools._spatial.triangulation import Mesh
 from stxtools._types import Array, Csr, Floats, Floats32, Ints
 from stxtools._validate import Libraries, array_positions, coordinates, fingerprint, libraries, spatial_entry
+from stxtools._warn import warn
 from stxtools.models._section import Section
 
 N_IMAGE_FEATURES = 6
@@ -62,6 +63,8 @@ class Geometry:
     @cached_property
     def _raster(self) -> tuple[Pixels, list[RasterGrid]]:
         stored = _stored_raster(*self._stored, self.xy, self.libs)
+        if stored is None:
+            _warn_unused(self._stored[0])
         if stored is None and "raster" not in self._cache:
             self._cache["raster"] = rasterize_libraries(self.xy, self.libs.codes, len(self.libs), self._array)
         return stored or self._cache["raster"]
@@ -142,6 +145,13 @@ def _stored_raster(uns: Any, pixels: Any, xy: Floats, libs: Libraries) -> tuple[
     pixels, shapes = np.asarray(pixels), np.array([grid.shape for grid in grids])[libs.codes]
     fits = pixels.shape == shapes.shape and pixels.dtype.kind in "iu" and ((pixels >= 0) & (pixels < shapes)).all()
     return (pixels.astype(np.int32), grids) if fits else None
+
+
+def _warn_unused(uns: Any) -> None:
+    params = uns.get("params") if isinstance(uns, Mapping) else None
+    if isinstance(params, Mapping) and params.get("call") == "pp.rasterize" and "pixel_size" in params:
+        warn(f"The raster with `pixel_size={params['pixel_size']:g}` in `adata.uns[{_keys.RASTER!r}]` belongs to other "
+             "observations, coordinates or sections and is not used; run `st.pp.rasterize` again.")  # fmt: skip
 
 
 def make_sections(values: Floats32, where: Geometry) -> list[Section]:

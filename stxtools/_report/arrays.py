@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -130,7 +131,7 @@ def _color_column(adata: AnnData, column: str, order: Ints) -> tuple[dict[str, A
     colors = colors_of(adata, column) if len(names) <= 102 and not regions else {}  # more have no palette
     cycle = default_colors(20)
     entry = {
-        "names": names, "colors": [colors.get(n, cycle[i % 20]) for i, n in enumerate(names)],
+        "names": names, "colors": [to_hex(colors.get(n, cycle[i % 20])) for i, n in enumerate(names)],
         "legend": not regions and len(names) <= _CLASSES_MAX,
     }  # fmt: skip
     return entry, codes[order].astype(np.uint32)  # -1: the largest number

@@ -13,7 +13,6 @@ import pandas as pd
 import shapely
 from anndata import AnnData
 from geopandas import GeoDataFrame
-from PIL import ImageColor
 
 from stxtools import _keys
 from stxtools._api import public
@@ -144,6 +143,8 @@ def write_annotations(
     --------
     >>> st.io.write_annotations(adata, "segment", "segments.geojson")  # doctest: +SKIP
     """
+    from matplotlib.colors import is_color_like, to_rgb
+
     check_adata(adata, unique_vars=False)
     codes, names = categories(adata, key, "key")
     scale = None if scale is None else check_number("scale", scale, minimum=_MIN_SCALE)
@@ -152,9 +153,10 @@ def write_annotations(
     scale = _pixels_per_unit(adata, libs.names[section]) if scale is None else scale
     if (codes[rows] < 0).all():
         raise ValueError(f"No observation of section {libs.names[section]!r} has a category in `adata.obs[{key!r}]`.")
-    colors = colors_for(names, stored_colors(adata, key))
+    colors = colors_for(names, {name: c for name, c in stored_colors(adata, key).items() if is_color_like(c)})
+    rgb = {name: [round(255 * part) for part in to_rgb(color)] for name, color in colors.items()}
     outlines = Geometry(adata, spatial_key, library_key).outlines(section, codes)
-    classes = [{"name": names[code], "color": ImageColor.getrgb(colors[names[code]])[:3]} for code in outlines]
+    classes = [{"name": names[code], "color": rgb[names[code]]} for code in outlines]
     columns = {"objectType": "annotation", "name": [names[code] for code in outlines], "classification": classes}
     frame = GeoDataFrame(columns | {"isLocked": False}, geometry=list(outlines.values()))
     frame.geometry = frame.scale(scale, scale, origin=(0, 0))

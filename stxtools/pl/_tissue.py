@@ -238,11 +238,18 @@ class RegionGraph:
         check_in(adata, "obs", segment_key, "segment_key of the regions", _RERUN)
         known = colors_of(adata, segment_key, palette)
         codes, self.names = category_codes(regions, _keys.SEGMENT)
+        current = category_codes(adata, segment_key)[0]
+        if (region_key := _keys.region_id(key)) in adata.obs:
+            region = regions.obs_names.get_indexer(adata.obs[region_key].astype(str))
+            inside = region >= 0
+            pairs = np.unique(np.stack([codes[region[inside]], current[inside]]), axis=1)
+            if len(np.unique(pairs[0])) < pairs.shape[1]:  # classes may be renamed or merged since
+                raise ValueError(f"`adata.obs[{segment_key!r}]` has changed since the region graph was made. {_RERUN}")
         default = colors_of(regions, _keys.SEGMENT)  # of segments that a subset of the observations lacks
         self.colors = {name: known.get(name, default[name]) for name in self.names}
         self.nodes = rgba(codes, self.colors)
         # mixed with the background rather than transparent: overlaps stay even
-        self.pale_spots = _background() - 0.3 * (_background() - rgba(category_codes(adata, segment_key)[0], known))
+        self.pale_spots = _background() - 0.3 * (_background() - rgba(current, known))
         self.stored_colors = [(adata, segment_key, known), (regions, _keys.SEGMENT, self.colors)]
 
     def fit(self, ax: Axes, *, shared: bool) -> None:

@@ -217,9 +217,10 @@ class _RegionTest:
     def significant(self) -> Ints:
         """Return the significant genes by p-value, at most half of all."""
         first = concatenated(self.blocks)
-        pvals = np.where(first.variance > 0, t_pvals(first.statistic, first.df), 1.0)
-        significant = np.flatnonzero(adjust_bh(pvals) <= FIRST_PASS_FDR)
-        return significant[np.argsort(pvals[significant], kind="stable")][: int((first.variance > 0).sum()) // 2]
+        tested = np.flatnonzero(first.variance > 0)  # genes that no observation expresses are no hypotheses
+        pvals = t_pvals(first.statistic[tested], first.df[tested])
+        by_p = np.argsort(pvals, kind="stable")[: len(tested) // 2]
+        return tested[by_p[adjust_bh(pvals)[by_p] <= FIRST_PASS_FDR]]
 
     def effect(self) -> RegionEffect:
         effect, one_sided = concatenated(self.blocks), self.contrast.alternative != "two-sided"

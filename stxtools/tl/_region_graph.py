@@ -14,6 +14,7 @@ from scipy import sparse
 from stxtools import _keys
 from stxtools._api import public
 from stxtools._checks import check_int, check_seed
+from stxtools._colors import colors_slot, stored_colors
 from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, GeneBlocks
 from stxtools._data.representation import log_normalize, median_depth
@@ -88,9 +89,9 @@ def region_graph(
         segment_key=segment_key, max_size=max_size, connectivity_key=connectivity_key, layer=layer,
         **read.record, spatial_key=spatial_key, library_key=library_key, random_state=random_state,
     )  # fmt: skip
-    colors = adata.uns.get(_keys.colors(segment_key))
-    if colors is not None and len(colors) == len(names):
-        regions.uns[_keys.colors("segment")] = np.array(colors)
+    colors = stored_colors(adata, segment_key)  # of all categories, also unused ones
+    if set(names) <= set(colors):
+        regions.uns[_keys.colors("segment")] = colors_slot({name: colors[name] for name in names})
     return Slots("tl.region_graph", obs={obs_key: categorical(region, labels)}, uns={key: regions}).write(adata, copy)
 
 

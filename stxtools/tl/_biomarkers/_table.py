@@ -72,7 +72,8 @@ def design_table(
         "direction_consistent": pd.arrays.BooleanArray(tested.agreement == 1, tested.n_libraries < 2),
         "rank_score": score,
     })  # fmt: skip
-    return table, _spearman(size, np.abs(z))
+    known = tested.n_libraries > 0  # genes that are not expressed would agree
+    return table, _spearman(size[known], np.abs(z[known]))
 
 
 def _adjusted(tested: Combined, weights: Floats, alternative: Alternative) -> tuple[Floats, Floats]:

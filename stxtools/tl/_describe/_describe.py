@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from stxtools import _keys
 from stxtools._api import public
-from stxtools._checks import check_int, check_seed
+from stxtools._checks import check_int, check_seed, listing
 from stxtools._data.expression import log_matrix
 from stxtools._data.sections import Geometry
 from stxtools._progress import progress_bar, stage
@@ -92,7 +92,7 @@ def describe(
     n_null = check_int("n_null", n_null, minimum=MIN_NULL)
     seed = check_seed(random_state)
     named = categories(adata, groupby, "groupby", min_classes=2)
-    markers = _markers(adata, biomarkers_key, groupby)
+    markers = _markers(adata, biomarkers_key, groupby, named.names)
     genes = [str(name) for name in adata.var_names]
     nets, pairs = read_nets(net, set(genes)), read_pairs(resource, set(genes))
     library_key = inherited_library_key(adata, groupby, library_key)
@@ -130,7 +130,7 @@ def describe(
     return Slots("tl.describe", uns=tables).write(adata, copy)
 
 
-def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:
+def _markers(adata: AnnData, key: str, groupby: str, groups: list[str]) -> pd.DataFrame:
     """Genes that are significantly higher in a group, from the biomarker table for ``groupby``."""
     columns, call = {"group", "names", "scores", "pvals_adj"}, f"st.tl.biomarkers(adata, {groupby!r})"
     table = stored_table(adata, key, columns, "biomarker table", call, param="biomarkers_key")
@@ -139,6 +139,9 @@ def _markers(adata: AnnData, key: str, groupby: str) -> pd.DataFrame:
     if made_for != groupby:
         raise ValueError(f"`adata.uns[{key!r}]` was made for `groupby={made_for!r}`; run `st.tl.biomarkers(adata, "
                          f"{groupby!r}, key_added=...)` and name its table with `biomarkers_key`.")  # fmt: skip
+    if others := sorted(set(table["group"].astype(str)) - set(groups)):
+        raise ValueError(f"`adata.uns[{key!r}]` has the groups {listing(others)}, which `adata.obs[{groupby!r}]` no "
+                         f"longer has; run `{call}` again.")  # fmt: skip
     return table[(table["scores"] > 0) & (table["pvals_adj"] <= FDR)]
 
 
