@@ -101,7 +101,7 @@ def split_counts(
     key_added
         Prefix of the layers; by default ``"split"``.
     random_state
-        Random seed. The split of an observation depends on its name, not on the order of rows.
+        Random seed. The split depends on all names of observations, not on the order of rows.
 
     %(returns)s
 
