@@ -2,9 +2,9 @@
 
     python benchmarks/segmentation --data FOLDER --seeds 5 --out table.md
 
-Tasks: few labels; no labels, number of segments given or not; ablations of the U-Net; shallow (thinned) counts;
-transfer of a saved model; pretraining across sections. Each section and seed runs in its own process, whose peak
-memory is recorded. Rows go to a CSV file next to the table, and rows already there are not computed again.
+Tasks: few labels; shares of the classes; no labels, number of segments given or not; ablations of the U-Net; shallow
+(thinned) counts; transfer of a saved model; pretraining across sections. Each section and seed runs in its own process,
+whose peak memory is recorded. Rows go to a CSV file next to the table, and rows already there are not computed again.
 """
 
 from __future__ import annotations

@@ -74,6 +74,20 @@ def few_labels(case: Case, data: Path, seed: int) -> Iterator[Row]:
     yield {"method": "`tl.segment`", "seconds": seconds, **result}
 
 
+def class_shares(case: Case, data: Path, seed: int) -> Iterator[Row]:
+    """Scribbles, and the share of each class: true, and multiplied or divided by 1.3 at random (two draws)."""
+    if case.few is None:
+        return
+    adata, rng = case.read(data), np.random.default_rng(seed)
+    true = adata.obs[case.truth].value_counts(normalize=True)
+    wrong = [true * 1.3 ** rng.choice([-1, 1], len(true)) for _ in range(2)]
+    given = [("no shares", None), ("true shares", true), *(("shares 30 % off", w / w.sum()) for w in wrong)]
+    for method, shares in given:
+        how: dict[str, Any] = {} if shares is None else {"class_shares": shares.to_dict()}
+        timed(adata, labels_key=case.few, use_rep=case.use_rep, random_state=seed, **how)
+        yield {"method": method, **score(adata, case.truth, adata.obs["segment"])}
+
+
 def number_given(case: Case, data: Path, seed: int) -> Iterator[Row]:
     """No labels, number of segments given: a baseline and `tl.segment`."""
     adata = case.read(data)
@@ -169,6 +183,7 @@ def pretraining(cases: tuple[Case, ...], data: Path, seed: int) -> Iterator[Row]
 
 SINGLE: dict[str, Callable[[Case, Path, int], Iterator[Row]]] = {
     "few labels": few_labels,
+    "class shares": class_shares,
     "no labels, number given": number_given,
     "no labels, number not given": number_not_given,
     "ablations": ablations,
