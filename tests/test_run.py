@@ -93,6 +93,21 @@ def test_run_writes_all_results_and_prints_its_steps(quick, make_section, tmp_pa
     assert all(figure.stat().st_size > 5000 for figure in out.glob("*.png"))
 
 
+def test_a_fold_change_against_the_direction_of_the_test_is_not_printed(quick, section, tmp_path, capsys, monkeypatch):
+    original = st.tl.biomarkers
+
+    def reversed_folds(adata, **options):
+        original(adata, **options)
+        adata.uns["biomarkers"]["pvals_adj"] = 0.01
+        adata.uns["biomarkers"]["logfoldchanges"] = -adata.uns["biomarkers"]["scores"]
+
+    replaced(monkeypatch, "biomarkers", reversed_folds)
+    assert run("--input", section, "--out", tmp_path / "out", "--groupby", "band") == 0
+    printed = capsys.readouterr().out
+    assert "    higher: gene" in printed
+    assert "-fold" not in printed
+
+
 def test_generated_tissue_is_tested_by_patient(monkeypatch, tmp_path):
     passed: dict[str, Any] = {}
     for step in ("segment", "region_graph", "embed"):

@@ -178,7 +178,8 @@ def marker_lines(adata: AnnData) -> list[str]:
         for direction, sign in (("higher", 1), ("lower", -1)):
             part = markers[markers["scores"] * sign > 0][::sign]
             first = part[["names", "logfoldchanges"]].head(_GENES_LISTED).itertuples(index=False)
-            genes = [f"{gene} ({2.0**change:.2g}-fold)" for gene, change in first]
+            # the test compares smooth logarithms, the ratio is one of means: of few genes, their directions differ
+            genes = [f"{gene} ({2.0**x:.2g}-fold)" if x * sign > 0 else str(gene) for gene, x in first]
             if genes:
                 lines.append(f"  {direction}: {', '.join(genes)}{', ...' if len(part) > _GENES_LISTED else ''}")
     return lines
