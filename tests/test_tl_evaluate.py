@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from conftest import QUICK_NET, assert_same
+from conftest import QUICK_NET, QUICK_UNET, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as hs
 from scipy import sparse
@@ -126,6 +126,36 @@ def test_models_never_see_a_test_label(adata: ad.AnnData) -> None:
         np.testing.assert_array_equal(labels[labels >= 0], truth[labels >= 0])
     hidden = np.stack([labels < 0 for labels in seen])
     np.testing.assert_array_equal(hidden.sum(axis=0), 1)  # each observation is predicted once
+
+
+@pytest.mark.parametrize("scheme", ["block", "library"])
+def test_no_prediction_depends_on_a_test_label(make_section: Callable[..., ad.AnnData], scheme: str) -> None:
+    """With the test labels swapped, the same predictions are wrong where they were right, for every model."""
+    adata, hidden = make_section(libraries=4, rows=10, cols=10), []
+    how: dict[str, Any] = {"n_seeds": 1, "n_folds": 3, "max_folds": 1, "scheme": scheme, "library_key": "library"}
+    how |= {"biomarker_key": "noise", "subject_key": "patient" if scheme == "library" else None}
+    adata.obs["patient"] = adata.obs["library"].map(dict(zip(["lib0", "lib1", "lib2", "lib3"], "pqqr", strict=True)))
+    adata.obs["band"] = pd.Categorical(np.where(adata.obs["band"] == "a", "a", "b"))
+    adata.obs["noise"] = pd.Categorical(np.random.default_rng(0).choice(["p", "q"], adata.n_obs))
+    spy = spying_model(lambda sections, labels: hidden.append(np.concatenate(labels) < 0))
+    st.tl.evaluate(adata, [spy], region_key="band", **how)
+    swapped = adata.copy()
+    for key, names in {"band": {"a": "b", "b": "a"}, "noise": {"p": "q", "q": "p"}}.items():
+        labels = adata.obs[key].astype(object)
+        swapped.obs[key] = pd.Categorical(labels.where(~hidden[0], labels.map(names)))
+    unet, net = QUICK_UNET | {"epochs": 2, "pretrain": "none"}, dict(QUICK_NET)
+    del net["unet_width"]
+    params = {
+        "framework": {"segment": {"params": unet}, "multitask": {"params": QUICK_NET}}, "unet": unet, "gnn": net,
+        "random_forest": {"n_estimators": 5}, "random_forest_means": {"n_estimators": 5},
+    }  # fmt: skip
+    how |= {"region_key": "band", "params": params, "accelerator": "cpu"}
+    found = []
+    for data in (adata, swapped):
+        st.tl.evaluate(data, [*params, "lda", "logistic", "nearest_label"], **how)
+        found.append(data.uns["evaluation"].set_index(["model", "target"])[["accuracy", "auroc"]])
+    assert len(found[0]) == 16
+    np.testing.assert_allclose(found[0], 1 - found[1], atol=1e-12)
 
 
 def test_features_of_library_splits_come_from_training_sections(make_section: Callable[..., ad.AnnData]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from conftest import ON_CPU, QUICK_NET, assert_same, read_back
+from conftest import ON_CPU, QUICK_NET, assert_same, grid_positions, poisson_section, read_back
 
 import stxtools as st
 from stxtools.models import TissueNet
@@ -231,6 +231,37 @@ def test_wrong_ensembles_are_reported(line, ensemble, error, match):
     with pytest.raises(ValueError, match="`ensemble`"):
         st.tl.multitask(line, None, "band", ensemble=["trees"], expression=["gene0"], **ON_CPU)
     assert_same(before, line)
+
+
+def test_members_for_other_subjects_are_chosen_on_held_out_subjects(quick_net, tmp_path):
+    """Labels are noise that two sections of each subject share: only sections of one subject predict each other."""
+    rng = np.random.default_rng(3)
+    xy, parts = grid_positions(14), []
+
+    def fields(n: int) -> np.ndarray:
+        phase = xy @ rng.standard_normal((2, n * 60)) / 3 + rng.uniform(0, 2 * np.pi, n * 60)
+        return np.cos(phase).reshape(len(xy), n, 60).sum(axis=2) / 30**0.5
+
+    for subject in "abcd":
+        labels, rate = np.where(fields(1)[:, 0] > 0, "in", "out"), 2 * np.exp(fields(60) / 2)
+        parts += [poisson_section(rate, xy, rng, labels=labels, subject=subject, library=f"{subject}{i}") for i in "01"]
+    adata = ad.concat(parts, index_unique="-", keys=range(8))
+    known, new = (adata[rows].copy() for rows in (adata.obs["subject"] != "d", adata.obs["subject"] == "d"))
+    confidence, path = {}, tmp_path / "net.stx"
+    params = quick_net | {"unet": False, "epochs": 1, "ensemble": ("genes",)}
+    for one in (known, new):
+        one.obs["library"] = pd.Categorical(one.obs["library"])
+        st.tl.region_graph(one, "labels", library_key="library")
+    for key in (None, "subject"):
+        st.tl.multitask(known, None, "labels", subject_key=key, params=params, save_model=path, **ON_CPU)
+        st.tl.multitask(new, None, "labels", model=path, **ON_CPU)
+        confidence[key] = float(new.obsm["labels_proba"].max(axis=1).mean())
+    assert confidence[None] > 0.75  # which at chance is overconfident
+    assert confidence["subject"] < 0.65
+    with pytest.raises(ValueError, match="several values"):
+        st.tl.multitask(known, None, "labels", subject_key="labels", params=params, **ON_CPU)
+    with pytest.raises(ValueError, match="subject_key"):
+        st.tl.multitask(new, None, "labels", model=path, subject_key="subject", **ON_CPU)
 
 
 def test_network_that_has_not_converged_has_no_weight(line):

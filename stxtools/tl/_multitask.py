@@ -21,7 +21,7 @@ from stxtools._data.sections import Geometry, make_sections
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance, put_frame
 from stxtools._types import Floats32
-from stxtools._validate import Labels, check_adata, check_key_added, genes_to_predict, label_classes
+from stxtools._validate import Labels, check_adata, check_key_added, genes_to_predict, label_classes, subjects_of
 from stxtools._warn import warn
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def multitask(
     model: str | os.PathLike[str] | TissueNet | TissueStudent | None = None,
     save_model: str | os.PathLike[str] | None = None, use_rep: str | None = None, layer: str | None = None,
     regions_key: str = _keys.REGIONS, spatial_key: str = _keys.SPATIAL, library_key: str | bool | None = None,
-    ensemble: str | Sequence[str] = "auto", params: TissueNetParams | Mapping[str, Any] | None = None,
-    random_state: int = 0, accelerator: str = "auto", devices: int | str = 1, show_progress: bool | None = None,
-    key_added: str | None = None, copy: bool = False,
+    subject_key: str | None = None, ensemble: str | Sequence[str] = "auto",
+    params: TissueNetParams | Mapping[str, Any] | None = None, random_state: int = 0, accelerator: str = "auto",
+    devices: int | str = 1, show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     r"""Predict biomarker state, tissue class and gene expression with a multi-task network in a stacked ensemble.
 
@@ -56,13 +56,13 @@ def multitask(
     ----------
     biomarker_key, region_key
         Columns of ``obs`` with the classes to predict, missing where unknown; None omits the task.
-    expression
-        Genes to predict as a third task; they are excluded from the input.
-    expression_key
-        Boolean column of ``obs``: the observations from which the genes are learned; by default all.
+    expression, expression_key
+        Genes to predict as a third task, not read as input; Boolean column of ``obs``: where they are learned.
     model
         Model to apply without training: path, or a fitted :class:`stxtools.models.TissueNet`. The keys then only name
         the outputs. A student (:func:`distill`) needs no region graph and predicts classes only.
+    subject_key
+        Column of ``obs`` with subjects. Members for unlabelled sections are then chosen on held-out subjects.
     ensemble
         Members: ``"network"``, ``"linear"``, ``"trees"``, ``"label_propagation"`` and, for sections without labels,
         ``"genes"`` (linear, on genes standardised within sections). ``"auto"``: all that apply, without a network
@@ -85,11 +85,11 @@ def multitask(
     random_state = check_seed(random_state)
     if save_model is not None:
         check_writable(save_model, "save_model")
-    training_only = (save_model, use_rep, params, expression, expression_key)
+    training_only = (save_model, use_rep, params, expression, expression_key, subject_key)
     if model is not None and (any(value is not None for value in training_only) or ensemble != "auto"):
         raise ValueError(
             "`model=` applies a trained model as it is; drop `save_model=`, `use_rep=`, `params=`, `ensemble=`, "
-            "`expression=` and `expression_key=`."
+            "`expression=`, `expression_key=` and `subject_key=`."
         )
     stage("loading PyTorch")
     from stxtools.models import TissueStudent
@@ -126,6 +126,9 @@ def multitask(
     fitted = _new_model(params, ensemble) if applied is None else applied
     regions = Regions(adata, regions_key, spatial_key, library_key)
     _check_within(regions, labels, columns)
+    libs, subjects = regions.where.libs, [None] * len(regions.where.libs)
+    if subject_key is not None:
+        subjects = subjects_of(adata, libs, check_key("subject_key", subject_key)).codes.tolist()
     if applied is None:
         targets, record = log_values(adata, learned_genes, layer, expression_key) if learned_genes else (None, {})
         source = without_genes(adata, learned_genes, layer)
@@ -135,6 +138,8 @@ def multitask(
         )  # fmt: skip
         features.record = record | features.record
         sections = features.sections(regions, {task: codes for task, (codes, _) in labels.items()}, targets)
+        for section, subject in zip(sections, subjects, strict=True):
+            section.subject = subject
         fitted.fit(
             sections, classes={task: names for task, (_, names) in labels.items()}, expression=learned_genes,
             inductive=save_model is not None, random_state=random_state, accelerator=accelerator, devices=devices,
@@ -155,7 +160,8 @@ def multitask(
         "params": provenance(
             biomarker_key=biomarker_key, region_key=region_key, expression=learned_genes or None,
             expression_key=expression_key, use_rep=use_rep, layer=layer, **features.record,
-            library_key=library_key, regions_key=regions_key, spatial_key=spatial_key, random_state=random_state,
+            library_key=library_key, subject_key=subject_key, regions_key=regions_key, spatial_key=spatial_key,
+            random_state=random_state,
             model="given" if applied is not None else "trained", tissuenet=fitted.params_dict(),
         ),
         "task_weights": fitted.task_weights,

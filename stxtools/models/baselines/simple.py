@@ -30,6 +30,7 @@ class EvaluationSection(Section):
 
     logged: sparse.csr_matrix | None = None  # log-normalised, (n, G); None if only a representation is given
     variable: Sequence[int] = ()  # columns of the variable genes
+    subject: str | None = None  # name, where subjects are held out
 
     @property
     def raw(self) -> sparse.csr_matrix | None:

@@ -76,12 +76,13 @@ class GeneClassifier:
     @classmethod
     def fit(
         cls, expression: Sequence[GeneSection], shares: Sequence[Floats], weights: Sequence[Floats],
-        rng: np.random.Generator, batch: Ints | None = None,
+        rng: np.random.Generator, batch: Ints | None = None, subject: Ints | None = None,
     ) -> GeneClassifier:  # fmt: skip
         """Learn from sections, of equal weight, with class shares (n, K) and weights (n,) of their observations.
 
         With three sections, or two of different ``batch`` (by section), the AUROC in held-out sections decides whether
-        genes count alone. Cross-entropy would depend on their composition. Fewer do not show what donors share.
+        genes count alone. Cross-entropy would depend on their composition. Fewer do not show what donors share. If the
+        ``subject`` of each section is known, two subjects decide, and are held out with all their sections.
         """
         stage("solving linear members")
         labelled = [i for i, w in enumerate(weights) if w.any()]
@@ -93,9 +94,14 @@ class GeneClassifier:
         centre, scale = (np.mean([getattr(m, name) for m in means], axis=0) for name in ("centre", "scale"))
         fitted = moments_of(genes, sections), centre.astype(np.float32), (1 / scale).astype(np.float32)
         sections = [s._replace(means=s.means.best()) for s in sections]
-        several_batches = batch is not None and len(np.unique(batch[labelled])) > 1
-        penalties = (PENALTY, _ALONE) if several_batches or len(sections) >= _SEVERAL else (PENALTY,)
-        held_out, priors = _held_out(genes, sections, _folds([e.xy for e in expression], rng), penalties)
+        donors = batch if subject is None else subject
+        several_donors = donors is not None and len(np.unique(donors[labelled])) > 1
+        unit = np.arange(len(sections))
+        if subject is not None and several_donors:
+            unit = np.unique(subject[labelled], return_inverse=True)[1]
+        enough = several_donors or (subject is None and len(sections) >= _SEVERAL)
+        penalties = (PENALTY, _ALONE) if enough else (PENALTY,)
+        held_out, priors = _held_out(genes, sections, _folds([e.xy for e in expression], unit, rng), penalties)
         if _ALONE in held_out:
             scores = [_scores(m.ridge, prior) for m, prior in zip(held_out[_ALONE], priors, strict=True)]
             together = _auroc([m.combined().logits for m in held_out[PENALTY]], sections)
@@ -157,11 +163,11 @@ def _one_against_rest(scores: Floats, prior: Floats) -> Floats:
     return np.asarray(log_expit(scores + _PRIOR * logit(prior.clip(1e-3, 1 - 1e-3))))
 
 
-def _folds(xy: Sequence[Floats], rng: np.random.Generator) -> list[list[Bools]]:
-    """Whether each observation of each section is held out, for each fold of whole sections, or blocks of one."""
-    if len(xy) > 1:
-        dealt = rng.permutation(len(xy)) % _FOLDS
-        fold = [np.full(len(at), f) for at, f in zip(xy, dealt, strict=True)]
+def _folds(xy: Sequence[Floats], unit: Ints, rng: np.random.Generator) -> list[list[Bools]]:
+    """Whether each observation of each section is held out, for each fold of whole units, or else of blocks."""
+    if unit.max() > 0:
+        dealt = rng.permutation(unit.max() + 1) % _FOLDS
+        fold = [np.full(len(at), f) for at, f in zip(xy, dealt[unit], strict=True)]
     else:
         angle = rng.uniform(0, np.pi)
         turned = xy[0] @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

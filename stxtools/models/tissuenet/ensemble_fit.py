@@ -45,6 +45,8 @@ class EnsembleFitter:
             self.without_labels = [*network, "genes"]
         elif auto and training.across:
             self.without_labels = ["linear"]
+        subjects = [s.subject for s in self.sections if s.subject is not None]
+        self.subjects = np.array(subjects) if subjects else None
         self.in_region = np.concatenate([s.region >= 0 for s in self.sections])
 
     def fit(self, task: str) -> Ensemble:
@@ -59,7 +61,7 @@ class EnsembleFitter:
             one_hot = np.eye(self.training.tasks[task])
             shares = [one_hot[s.labels[task]] for s in self.sections]
             known = [((s.region >= 0) & (s.labels[task] >= 0)).astype(np.float64) for s in self.sections]
-            genes = GeneClassifier.fit(self.expression, shares, known, self.rng.spawn(1)[0])
+            genes = GeneClassifier.fit(self.expression, shares, known, self.rng.spawn(1)[0], subject=self.subjects)
             weights = Weights(genes=1.0).with_network(_network_share(self.without_labels, _LOGIT_SHARE))
             return Ensemble(Stack(weights, genes=genes), labelled)
         if stacked is None or self.without_labels == self.with_labels:
@@ -116,6 +118,8 @@ class EnsembleFitter:
         featurizer = self.training.featurizer
         width, unit = len(featurizer.scaling.centre), float(featurizer.scales["unit"][0])
         groups = np.concatenate(groups_of(self.sections, whole=across))
+        if across and self.subjects is not None:
+            groups = np.repeat(self.subjects, [s.section.n_obs for s in self.sections])
         return LinearInput(self._features, featurizer.params.neighbours, width, unit, groups)
 
     def _folds(self, known: Bools, inp: LinearInput) -> list[Ints]:

@@ -31,6 +31,7 @@ class RegionSection:
     genes: sparse.csr_matrix | None = None  # log expression that is read beside the features, (n, G)
     expression: Floats32 | None = None  # log expression to predict, (n, T); NaN where unknown
     by_name: GeneSection | None = None  # log expression of all genes, for the gene classifier
+    subject: int | None = None  # if known, sections of one subject are held out together
 
 
 def region_means(region: Ints, values: Reals, known: Bools, n_regions: int) -> tuple[Floats32, Floats32]:

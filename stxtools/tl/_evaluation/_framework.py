@@ -21,7 +21,7 @@ from stxtools.tl._multitask import multitask
 from stxtools.tl._region_graph import region_graph
 from stxtools.tl._segment import segment
 
-_REP, _LIBRARY, _TRUTH = "evaluated", "evaluated_library", "evaluated_{}"
+_REP, _LIBRARY, _SUBJECT, _TRUTH = "evaluated", "evaluated_library", "evaluated_subject", "evaluated_{}"
 _HIDDEN, _KNOWN, _VARIABLE = "hidden_gene{}", "expression_shown", "variable"
 _STAGES = ("segment", "region_graph", "multitask")
 
@@ -62,7 +62,8 @@ class Framework(Baseline):
             genes = tuple(adata.var_names[adata.var[_VARIABLE]]) or bool(adata.X.min() >= 0)
             params = replace(params, genes=genes)
         tasks: dict[str, Any] = {f"{target}_key": _TRUTH.format(target) for target in self.classes}
-        tasks |= {"use_rep": _REP} | genes_to_predict | self.run
+        tasks |= {"use_rep": _REP, "subject_key": _SUBJECT if _SUBJECT in adata.obs else None}
+        tasks |= genes_to_predict | self.run
         multitask(adata, **tasks | arguments | {"params": params})
 
     def proba(self, target: str, sections: Sequence[EvaluationSection]) -> list[Floats32]:
@@ -106,6 +107,8 @@ def _to_adata(sections: Sequence[EvaluationSection], *, all_genes: bool) -> AnnD
         obs=pd.DataFrame({_LIBRARY: pd.Categorical(library, categories=[s.name for s in sections])}, index=names),
         var=pd.DataFrame(index=pd.Index([f"g{i}" for i in range(parts[0].shape[1])])),
     )
+    if all(s.subject is not None for s in sections):
+        adata.obs[_SUBJECT] = pd.Categorical(np.repeat([str(s.subject) for s in sections], n_obs))
     variable = sections[0].variable if all_genes or logged[0] is None else range(adata.n_vars)
     adata.var[_VARIABLE] = np.isin(np.arange(adata.n_vars), variable)
     adata.uns["log1p"] = {}  # marks the values as logarithms

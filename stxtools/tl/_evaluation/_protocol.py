@@ -158,7 +158,8 @@ class Protocol:
         out = []
         for rows, s in zip(self.where.parts, make_sections(values, self.where), strict=True):
             own = None if logged is None else logged[rows]
-            out.append(EvaluationSection(s.name, s.features, s.pixels, s.shape, s.graph, s.xy, own, variable))
+            subject = self.held_out.names[self.held_out.codes[rows[0]]] if self.record["subject_key"] else None
+            out.append(EvaluationSection(s.name, s.features, s.pixels, s.shape, s.graph, s.xy, own, variable, subject))
         return out
 
     @cached_property
