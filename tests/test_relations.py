@@ -83,3 +83,15 @@ def test_pixel_size_that_a_subset_loses_is_reported(section):
     half = section[: section.n_obs // 2].copy()
     with pytest.warns(UserWarning, match=r"`pixel_size=300`.* is not used; run `st\.pp\.rasterize` again"):
         st.tl.region_graph(half, "band", library_key="library", show_progress=False)
+
+
+def test_markers_of_sections_that_were_segmented_by_themselves_are_not_protected(section, quick_unet):
+    parts = []
+    for name in ("one", "two"):
+        part = section.copy()
+        st.tl.segment(part, 3, params=quick_unet, accelerator="cpu", show_progress=False)
+        part.obs["section"] = name
+        parts.append(part)
+    both = ad.concat(parts, uns_merge="same", index_unique="-")
+    with pytest.warns(UserWarning, match="not protected: they were found in single sections"):
+        st.tl.biomarkers(both, "segment", library_key="section", n_null=50, show_progress=False)

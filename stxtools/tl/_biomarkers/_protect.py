@@ -16,10 +16,11 @@ from stxtools._data.chunks import is_out_of_core
 from stxtools._data.expression import Expression, stored_matrix
 from stxtools._data.noise import thin_counts
 from stxtools._data.representation import log_normalize, median_depth, principal_axes, recorded_genes, select_genes
+from stxtools._data.sections import check_one_section
 from stxtools._slots import records, slots_of
 from stxtools._spatial.matrices import column_moments
 from stxtools._types import Csr, Floats32, Ints
-from stxtools._validate import Labels, categories, check_in, stored_library_key
+from stxtools._validate import Labels, categories, check_in, coordinates, stored_library_key
 from stxtools._warn import warn
 
 _MIN_EXPLAINED = 0.9  # share of a stored PCA's variance that a PCA of the counts must explain to be the same
@@ -104,6 +105,11 @@ def _split(
         )
     params = next(records(adata.uns.get(groupby)), {})
     _check_repeatable(set(adata.obs), groupby, params)
+    if stored_library_key(params) is None:
+        try:
+            check_one_section(adata.obs, coordinates(adata, str(params.get("spatial_key", _keys.SPATIAL))), None)
+        except ValueError as err:
+            raise CannotSplit("they were found in single sections, which were joined since") from err
     read_from = layer if layer is not None or "layer" not in params else str(params["layer"])
     if read_from is not None:
         check_in(adata, "layers", read_from, "layer")
