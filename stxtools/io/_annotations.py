@@ -295,7 +295,10 @@ def _labels_by_position(shapes: GeoDataFrame, xy: Floats, radius: float, path: P
     shapes_at, observations_at = (
         f"x {x0:.4g} to {x1:.4g}, y {y0:.4g} to {y1:.4g}" for x0, y0, x1, y1 in (geometry.total_bounds, seen)
     )
-    ranges = f"shapes lie at {shapes_at}, the observations (times `scale`) at {observations_at}. Check `scale`."
+    ranges = (
+        f"shapes lie at {shapes_at}, the observations (times `scale`) at {observations_at}. Check `scale`, and that y "
+        "points down."
+    )
     if pd.isna(labels).all():
         raise ValueError(f"No observation lies in a shape of {str(path)!r} that has a class or a name: {ranges}")
     covered = geometry.intersection(shapely.box(*seen)).area.sum() / geometry.area.sum()
