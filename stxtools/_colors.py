@@ -31,11 +31,12 @@ def colors_for(names: Sequence[str], *known: Mapping[str, str]) -> dict[str, str
     defaults = dict(zip(names, default_colors(len(names)), strict=True))
     colors = {name: mapping[name] for mapping in reversed(known) for name in names if name in mapping}
     candidates = dict.fromkeys([*defaults.values(), *default_colors(102), *default_colors(103 + len(names))])
-    unused = [color for color in candidates if color not in colors.values()]
+    taken = set(colors.values())
+    unused = dict.fromkeys(color for color in candidates if color not in taken)
     for name in names:
-        if name not in colors:
-            colors[name] = defaults[name] if defaults[name] in unused else unused[0]
-            unused.remove(colors[name])
+        if name not in colors:  # of thousands of classes, some have the same colour
+            colors[name] = defaults[name] if defaults[name] in unused else next(iter(unused), defaults[name])
+            unused.pop(colors[name], None)
     return {name: colors[name] for name in names}
 
 

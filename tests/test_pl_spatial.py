@@ -249,6 +249,16 @@ def test_region_graph_draws_contact_as_width_and_size_as_area(adata: ad.AnnData)
     assert {"segment", "observations", "contact length"} <= set(_legend_texts(ax))
 
 
+def test_thousands_of_categories_are_drawn_and_a_gene_is_referred_to_scanpy() -> None:
+    xy = np.random.default_rng(0).uniform(size=(8000, 2))
+    adata = ad.AnnData(np.ones((8000, 2), dtype=np.float32), obsm={"spatial": xy})
+    adata.var_names = ["ESR1", "MUC1"]
+    adata.obs["cell"] = [f"cell{i}" for i in range(8000)]
+    assert _legend_texts(st.pl.segment(adata, "cell"))[-1] == "... and 7960 more"
+    with pytest.raises(KeyError, match=r"`sc.pl.embedding\(adata, 'spatial', color='ESR1'\)` draws this gene"):
+        st.pl.segment(adata, "ESR1")
+
+
 def test_nodes_of_many_regions_do_not_cover_the_tissue_and_differ_by_size() -> None:
     x, y = np.meshgrid(np.arange(60.0), np.arange(60.0))
     adata = ad.AnnData(np.ones((x.size, 2), dtype=np.float32), obsm={"spatial": np.c_[x.ravel(), y.ravel()]})

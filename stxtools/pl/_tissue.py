@@ -65,7 +65,9 @@ def segment(
     >>> ax = st.pl.segment(adata, "compartment", library_key="section")
     """
     call = "multitask(adata, ...)" if str(key).endswith("_pred") else "segment(adata)"
-    check_in(adata, "obs", key, "key", f"Run `st.tl.{call}` first, or name another column.")
+    draw_gene = f"`sc.pl.embedding(adata, {spatial_key or _keys.SPATIAL!r}, color={key!r})` draws this gene."
+    run = f"Run `st.tl.{call}` first, or name another column."
+    check_in(adata, "obs", key, "key", draw_gene if isinstance(key, str) and key in adata.var_names else run)
     size = check_number("size", size, minimum=0.001, maximum=100.0)
     params = params_of(adata.uns.get(key))
     panels = panels_of(adata, params, spatial_key=spatial_key, library_key=library_key, library=library)
