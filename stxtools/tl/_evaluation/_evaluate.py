@@ -147,7 +147,7 @@ def _models(models: Any) -> dict[str, str | Callable[..., Any]]:
     known = ("framework", *BASELINES)
     for name, model in pairs.items():
         if not callable(model) and model not in known:
-            raise ValueError(f"There is no model {model!r} ({name!r}); choose from {listing(known)}, or a function.")
+            raise ValueError(f"There is no model {model!r}; choose from {listing(known)}, or a function.")
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise ValueError(f"`models` has the name {name!r}; a name must be a non-empty string.")
     if not pairs:
