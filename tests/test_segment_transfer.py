@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 from conftest import ON_CPU, QUICK_UNET, _make, assert_same
+from scipy import sparse
 from sklearn.linear_model import RidgeClassifier
 
 import stxtools as st
@@ -132,6 +134,37 @@ def test_labels_of_the_new_section_correct_the_model(make_section, trained):
     with pytest.raises(ValueError, match="'elsewhere'"):
         st.tl.segment(adata, model=trained, labels_key="labels", key_added="other", **ON_CPU)
     assert list(adata.obs) == before
+
+
+def test_a_few_labels_correct_a_model_of_several_patients_in_a_small_section(make_section, tmp_path):
+    """Its genes count alone, with soft logits, which components fitted to the labels must not outweigh."""
+
+    def patient(seed):
+        rng, out = np.random.default_rng(seed), make_section(n_vars=60, seed=seed)
+        scale = 0.1 * np.exp(rng.normal(0, 1.5, out.n_vars))  # of each gene in this patient
+        out.X = sparse.csr_matrix(rng.poisson(scale * rng.binomial(out.X.toarray().astype(int), 0.5)), dtype=np.float32)
+        out.obs_names = [f"p{seed}_{i}" for i in range(out.n_obs)]
+        out.obs["patient"] = f"p{seed}"
+        return out
+
+    sources = ad.concat([patient(seed) for seed in (1, 2, 3)])
+    path = tmp_path / "m.stx"
+    st.tl.segment(sources, labels_key="band", library_key="patient", params=QUICK_UNET, save_model=path, **ON_CPU)
+    gains, model = [], Segmenter.load(path)
+    assert model.gene_classifier.alone
+    for seed in (11, 12, 13):
+        adata, rng = patient(seed), np.random.default_rng(seed)
+        labels, xy = adata.obs["band"].astype(object).where(np.zeros(adata.n_obs, dtype=bool)), adata.obsm["spatial"]
+        for rows in adata.obs.groupby("band", observed=True).indices.values():  # four next to each other
+            near = rows[np.argsort(((xy[rows] - xy[rng.choice(rows)]) ** 2).sum(axis=1))[:4]]
+            labels.iloc[near] = adata.obs["band"].astype(object).iloc[near]
+        adata.obs["labels"] = labels
+        right = []
+        for labels_key in (None, "labels"):
+            st.tl.segment(adata, model=model, labels_key=labels_key, **ON_CPU)
+            right.append((adata.obs["segment"].astype(str) == adata.obs["band"].astype(str))[labels.isna()].mean())
+        gains.append(right[1] - right[0])
+    assert np.mean(gains) > 0.07
 
 
 def test_labels_with_a_model_trained_without_labels_are_an_error(make_section, quick_unet, tmp_path):

@@ -46,6 +46,7 @@ _MIN_LOG_PROBA = -8.0
 _MIN_GAIN = 0.05  # of agreement, by a shift of the ridge's logits
 _AGREEMENT_FROM = 100  # observations from which the agreement of two classifiers is measured
 _ROUNDS, _SHRINKAGE = 6, 0.1  # of the co-training
+_WEIGHT_ALONE = 6.0  # beside labels of a small section, of the logits before calibration where genes count alone
 _MAX_ROWS = 60_000  # observations from which it learns
 _MIN_WEIGHT = 1e-3
 
@@ -128,7 +129,8 @@ class GeneClassifier:
         ridge = _one_against_rest(self.factor * _scores(ridge, prior), prior)
         if adapt:
             ridge += _SHARE_EFFECT * self.factor * 2 * RIDGE_SCALE * prior
-        return replace(logits, ridge=ridge).combined(labels, with_lda=False, adapt=adapt)
+        logits = replace(logits, ridge=ridge)
+        return logits.combined(labels, with_lda=False, adapt=adapt, weight=_WEIGHT_ALONE / self.factor)
 
     def solve_for(self, section: GeneSection) -> tuple[GeneMeans, LinearMembers, Ints]:
         """Means of the best genes of a section, the members that read them, and the genes' positions in the model."""
@@ -247,19 +249,29 @@ class _MemberLogits:
         before, after = (_agreement(_cotrained(m.ridge, m.components, prior=0.0), m.ridge) for m in (self, other))
         return other if after > before + _MIN_GAIN else self
 
-    def combined(self, labels: Ints | None = None, *, with_lda: bool | None = None, adapt: bool = True) -> Prediction:
+    def combined(
+        self, labels: Ints | None = None, *, with_lda: bool | None = None, adapt: bool = True, weight: float = 1.0
+    ) -> Prediction:
         """Sum the members, and co-train the sum with the section's own components.
 
         By default the discriminant analysis takes part if co-training brings the ridge nearer to it. It does not where
-        components of another donor mean something else.
+        components of another donor mean something else. Labels of a small section co-train only so many components
+        that each feature has two independent neighbourhoods; ``weight`` is that of a sum which is right on the labels.
         """
         few = len(self.ridge) < _AGREEMENT_FROM
         if with_lda is None:
             refined = self.ridge if few else _cotrained(self.ridge, self.components, prior=0.0)
             with_lda = few or _agreement(refined, self.lda) > _agreement(self.ridge, self.lda)
         logits = log_softmax(self.ridge + self.lda, axis=1) if with_lda else self.ridge
-        adapts = labels is not None or (adapt and len(logits) >= _ADAPT_FROM)
-        if adapts:
+        n, small = len(logits), len(logits) < _ADAPT_FROM
+        adapts = labels is not None or (adapt and not small)
+        if labels is not None and small:
+            first = self.components.reshape(n, 2, -1)[:, :, : max(n // (4 * SIZES[0]), 1)]
+            known = labels >= 0
+            right = float((logits[known].argmax(axis=1) == labels[known]).mean())
+            weight *= max(right - 1 / logits.shape[1], 0.0) / (1 - 1 / logits.shape[1])
+            logits = _cotrained(logits, first.reshape(n, -1), labels, prior=weight)
+        elif adapts:
             logits = _cotrained(logits, self.components, labels)
         weights = {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)}
         return Prediction(logits, weights, None if few else _agreement(self.ridge, self.lda))
