@@ -110,6 +110,7 @@ def test_top_edges_are_the_given_share_of_incoming_edges(trained):
         ({"task": "biomarker"}, ValueError, "classification"),
         ({"shares": [2.0]}, ValueError, "shares"),
         ({"shares": None}, TypeError, "`shares` must be a finite number"),
+        ({"accelerator": "warp"}, ValueError, "`accelerator='warp'` is not known"),
         ({"methods": []}, ValueError, "at least"),
     ],
 )

@@ -36,7 +36,7 @@ def attention_fidelity(
     task: Literal["biomarker", "classification"] | None = None, of: Literal["ensemble", "network"] = "ensemble",
     methods: Sequence[str] = _METHODS, shares: Sequence[float] = (0.2, 0.4, 0.6, 0.8), max_regions: int = 200,
     layer: str | None = None, regions_key: str = _keys.REGIONS, spatial_key: str = _keys.SPATIAL, random_state: int = 0,
-    show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
+    accelerator: str = "auto", show_progress: bool | None = None, key_added: str | None = None, copy: bool = False,
 ) -> AnnData | None:  # fmt: skip
     """Measure the faithfulness of attention: how much predictions depend on the edges with high attention.
 
@@ -100,7 +100,9 @@ def attention_fidelity(
     saliency = np.full(adata.n_obs, np.nan, dtype=np.float32)
     with progress(len(sections) * len(methods), "removing edges", show_progress) as bar:
         for i, section in enumerate(sections):
-            attribution = RegionAttribution(fitted, section, explained, network_only=of == "network")
+            attribution = RegionAttribution(
+                fitted, section, explained, network_only=of == "network", accelerator=accelerator
+            )
             saliency[regions.where.parts[i][section.region >= 0]] = attribution.saliency()
             degree = np.bincount(attribution.target, minlength=attribution.n)
             sample = np.sort(rng.permutation(np.flatnonzero(degree > 0))[:max_regions])
@@ -114,6 +116,7 @@ def attention_fidelity(
                     edges.append((scores[known], *ends))
                 bar.update(1)
 
+    fitted.fitted_net().to("cpu")
     from sklearn.preprocessing import normalize
 
     values, targets, sources = (np.concatenate(part) for part in zip(*edges, strict=True))

@@ -9,45 +9,54 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from stxtools._types import Bools, Floats, Floats32, Ints
+from stxtools._types import Array, Bools, Floats, Floats32, Ints
 from stxtools.models.tissuenet.inputs import RegionSection
 from stxtools.models.tissuenet.model import TissueNet
+from stxtools.nn._options import best_device
 
 
 class RegionAttribution:
     """The graph network of a trained model on a section, whose input features and other members are held fixed."""
 
-    def __init__(self, net: TissueNet, section: RegionSection, task: str, *, network_only: bool = False) -> None:
-        self.module, self.task = net.fitted_net().eval(), task
-        self.graph = net.featurizer.tensors(section)
+    def __init__(
+        self, net: TissueNet, section: RegionSection, task: str, *, network_only: bool = False, accelerator: str = "cpu"
+    ) -> None:
+        self.device, self.task = best_device(accelerator), task
+        self.module = net.fitted_net().eval().to(self.device)
+        on_cpu = net.featurizer.tensors(section)
+        self.graph = on_cpu.to(self.device)
         with torch.no_grad():
             out = self.module(self.graph)
         self.nodes, self.n = out.inputs.detach(), len(out.inputs)
-        at_obs = out.obs_logits[task].numpy()
-        self.weight, others, mean = net.member_logits(task, at_obs, self.graph, section)
+        at_obs = out.obs_logits[task].cpu().numpy()
+        self.weight, others, mean = net.member_logits(task, at_obs, on_cpu, section)
         if network_only:
             self.weight, others, mean = 1.0, np.zeros_like(others), np.zeros_like(mean)
-        self._others, self._at_regions = (torch.from_numpy(a.astype(np.float32)) for a in (others, mean))
+        self._others, self._at_regions = (self._tensor(a.astype(np.float32)) for a in (others, mean))
         stack = net.unlabelled_stack(task)
         self._linear: Tensor | None = None
         if stack.linear is not None and not network_only:
-            self._linear = torch.from_numpy((stack.weights.linear * stack.linear.coef).astype(np.float32))
+            self._linear = self._tensor((stack.weights.linear * stack.linear.coef).astype(np.float32))
         coo = section.adjacency.tocoo()
-        self.edges = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
-        self.source, self.target = self.edges.numpy()
+        self.source, self.target = np.stack([coo.row, coo.col]).astype(np.int64)
+        self.edges = self._tensor(np.stack([self.source, self.target]))
         self.proba = self.predict()
         self.predicted = self.proba.argmax(axis=1)
-        matrix = sparse.csr_matrix((out.attention.double().numpy(), tuple(out.edges.numpy())), shape=(self.n, self.n))
+        values, ends = out.attention.cpu().double().numpy(), tuple(out.edges.cpu().numpy())
+        matrix = sparse.csr_matrix((values, ends), shape=(self.n, self.n))
         self.attention = np.asarray(matrix[self.source, self.target]).ravel()
+
+    def _tensor(self, values: Array) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
 
     def predict(self, kept: Bools | None = None, hidden: Bools | None = None) -> Floats:
         """Class probabilities of the regions with the edges ``kept``; ``hidden`` regions have the mean features."""
-        edges = self.edges if kept is None else self.edges[:, torch.from_numpy(kept)]
+        edges = self.edges if kept is None else self.edges[:, self._tensor(kept)]
         nodes = self.nodes
         if hidden is not None:
-            nodes = torch.where(torch.from_numpy(hidden)[:, None], nodes.mean(dim=0), nodes)
+            nodes = torch.where(self._tensor(hidden)[:, None], nodes.mean(dim=0), nodes)
         with torch.no_grad():
-            return self._logits(nodes, edges).softmax(dim=1).double().numpy()
+            return self._logits(nodes, edges).softmax(dim=1).cpu().double().numpy()
 
     def _logits(self, nodes: Tensor, edges: Tensor, gate: Tensor | None = None) -> Tensor:
         return self.weight * self.module.pass_messages(nodes, edges, gate)[2][self.task] + self._at_regions
@@ -70,14 +79,14 @@ class RegionAttribution:
             for v in regions:
                 incoming = np.flatnonzero(self.target == v)
                 nodes = self.nodes.clone().requires_grad_(True)
-                gate = torch.ones(self.edges.shape[1], requires_grad=True)
+                gate = torch.ones(self.edges.shape[1], device=self.device, requires_grad=True)
                 logits = self._logits(nodes, self.edges, gate)[v]
                 margin = logits[int(self.predicted[v])] - logits.mean()  # of the predicted class
                 gate_gradient, node_gradient = torch.autograd.grad(margin, (gate, nodes))
                 if method == "attention_gradient":
-                    scores[incoming] = np.abs(gate_gradient.double().numpy()[incoming])
+                    scores[incoming] = np.abs(gate_gradient.cpu().double().numpy()[incoming])
                 else:
-                    scores[incoming] = node_gradient.double().norm(dim=1).numpy()[self.source[incoming]]
+                    scores[incoming] = node_gradient.cpu().double().norm(dim=1).numpy()[self.source[incoming]]
         return scores
 
     def saliency(self) -> Floats32:
@@ -95,7 +104,7 @@ class RegionAttribution:
             return np.zeros(len(margin), dtype=np.float32)
         (gradient,) = torch.autograd.grad(margin.sum(), inputs)
         per_obs = gradient.flatten(1)[:, g.pixel].T if raster else gradient
-        return per_obs.norm(dim=1).numpy().astype(np.float32)
+        return per_obs.norm(dim=1).cpu().numpy().astype(np.float32)
 
     def node_scores(self, edge_scores: Floats) -> Floats:
         """Importance of each region to its neighbours: the sum of the scores of its outgoing edges."""
