@@ -142,6 +142,16 @@ def test_training_on_a_small_matrix_out_of_core_equals_in_memory(
     _assert_same_segments(lazy, section)
 
 
+def test_batches_in_a_stored_representation_do_not_load_the_file(
+    line: ad.AnnData, quick_unet: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazy, library = _stored(line, "backed", tmp_path), line.obs["library"].cat.codes.to_numpy()
+    lazy.obsm["X_pca"] = np.random.default_rng(0).normal(size=(line.n_obs, 5)) + 50.0 * library[:, None]
+    monkeypatch.setattr("stxtools._data.expression.to_csr", None)  # that would
+    st.tl.segment(lazy, 2, params=quick_unet, library_key="library", key_added="found")
+    assert lazy.obs["found"].nunique() == 2
+
+
 def test_training_on_a_large_matrix_uses_components_of_a_sample(
     section: ad.AnnData, quick_unet: dict[str, Any], tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

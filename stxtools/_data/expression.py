@@ -64,10 +64,10 @@ class Expression:
             )
 
     @classmethod
-    def if_any(cls, adata: AnnData) -> Expression | None:
+    def if_any(cls, adata: AnnData, *, in_memory: bool = True) -> Expression | None:
         """Return the expression, or None if there is none, as in an AnnData with only a PCA."""
         try:
-            return cls(adata)
+            return cls(adata, in_memory=in_memory)
         except (ValueError, KeyError):
             return None
 

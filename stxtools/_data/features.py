@@ -144,7 +144,7 @@ class Features:
 
     def genes_in_memory(self, where: Geometry) -> list[GeneSection] | None:
         """Return log expression by section, read now if it was not; None if there is none, or not in memory."""
-        read = self.expression or Expression.if_any(self.adata)
+        read = self.expression or Expression.if_any(self.adata, in_memory=False)
         return None if read is None or is_out_of_core(read.stored) else read.by_section(where, self.names)
 
     def sections(
