@@ -46,7 +46,7 @@ _MIN_LOG_PROBA = -8.0
 _MIN_GAIN = 0.05  # of agreement, by a shift of the ridge's logits
 _AGREEMENT_FROM = 100  # observations from which the agreement of two classifiers is measured
 _ROUNDS, _SHRINKAGE = 6, 0.1  # of the co-training
-_WEIGHT_ALONE = 6.0  # beside labels of a small section, of the logits before calibration where genes count alone
+_WEIGHT_ALONE = 6.0  # beside labels, of the logits before calibration where genes count alone
 _MAX_ROWS = 60_000  # observations from which it learns
 _MIN_WEIGHT = 1e-3
 
@@ -255,24 +255,22 @@ class _MemberLogits:
         """Sum the members, and co-train the sum with the section's own components.
 
         By default the discriminant analysis takes part if co-training brings the ridge nearer to it. It does not where
-        components of another donor mean something else. Labels of a small section co-train only so many components
-        that each feature has two independent neighbourhoods; ``weight`` is that of a sum which is right on the labels.
+        components of another donor mean something else. Beside labels, a sum that is always right on them has
+        this ``weight``, and each feature of the components has two independent neighbourhoods.
         """
         few = len(self.ridge) < _AGREEMENT_FROM
         if with_lda is None:
             refined = self.ridge if few else _cotrained(self.ridge, self.components, prior=0.0)
             with_lda = few or _agreement(refined, self.lda) > _agreement(self.ridge, self.lda)
         logits = log_softmax(self.ridge + self.lda, axis=1) if with_lda else self.ridge
-        n, small = len(logits), len(logits) < _ADAPT_FROM
-        adapts = labels is not None or (adapt and not small)
-        if labels is not None and small:
-            first = self.components.reshape(n, 2, -1)[:, :, : max(n // (4 * SIZES[0]), 1)]
-            known = labels >= 0
-            right = float((logits[known].argmax(axis=1) == labels[known]).mean())
-            weight *= max(right - 1 / logits.shape[1], 0.0) / (1 - 1 / logits.shape[1])
-            logits = _cotrained(logits, first.reshape(n, -1), labels, prior=weight)
+        adapts = labels is not None or (adapt and len(logits) >= _ADAPT_FROM)
+        if labels is not None:
+            n, known = len(logits), labels >= 0
+            first = self.components.reshape(n, 2, -1)[:, :, : max(n // (4 * SIZES[0]), 1)].reshape(n, -1)
+            right, chance = float((logits[known].argmax(axis=1) == labels[known]).mean()), 1 / logits.shape[1]
+            logits = _cotrained(logits, first, labels, prior=weight * max(right - chance, 0.0) / (1 - chance))
         elif adapts:
-            logits = _cotrained(logits, self.components, labels)
+            logits = _cotrained(logits, self.components)
         weights = {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)}
         return Prediction(logits, weights, None if few else _agreement(self.ridge, self.lda))
 
