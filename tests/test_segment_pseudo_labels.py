@@ -246,6 +246,14 @@ def test_choose_number_finds_the_number_of_stripes(k):
     assert curve["n_segments"] == list(range(1, 13))
 
 
+def test_mixtures_from_other_starts_agree_at_the_chosen_number():
+    rng, xy = np.random.default_rng(0), grid_positions(36, 30)
+    x = rng.normal(size=(7, 8))[(xy[:, 0] * 7 // 36).astype(int)] + 3 * rng.normal(size=(len(xy), 8))
+    (found, curve), (again, _) = (choose_number([_section(x, xy)], np.random.default_rng(seed)) for seed in (0, 1))
+    assert found == again
+    assert curve["stability"][found - 1] > 0.9
+
+
 def test_choose_number_ignores_smooth_noise():
     """Two stripes in smooth noise, whose patches of correlated neighbours are no segments."""
     rng, xy = np.random.default_rng(0), grid_positions(48, 40)

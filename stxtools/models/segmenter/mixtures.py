@@ -285,9 +285,9 @@ def fit_mixtures(z: View | Floats, k: int, rng: np.random.Generator) -> Mixtures
     return Mixtures(Linear(np.concatenate(coefs, axis=1), np.concatenate(intercepts)), k, complete)
 
 
-def fit_tied(z: Floats, start: Linear, *, max_iter: int = 100) -> Linear:
-    """EM of a tied Gaussian mixture; ``z`` must be whitened by its own mean and covariance."""
-    share = _softmax(start.astype(z.dtype)(z))
+def fit_tied(z: Floats, start: Linear | Floats, *, max_iter: int = 100) -> Linear:
+    """EM of a tied Gaussian mixture from its logits or memberships; ``z`` must be whitened by its own moments."""
+    share = _softmax(start.astype(z.dtype)(z)) if isinstance(start, Linear) else start
     for _ in range(max_iter):
         logits = _tied_logits(z, share)
         new = _softmax(logits(z))

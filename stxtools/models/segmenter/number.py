@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
 import numpy as np
 from scipy import sparse
 from scipy.cluster.hierarchy import cut_tree, linkage
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from stxtools._spatial.smoothing import Neighbourhoods, averages, nearest
-from stxtools._types import Floats, Floats32, Ints
+from stxtools._types import Floats, Floats32
 from stxtools._warn import warn
 from stxtools.models._section import Section
 from stxtools.models.ensemble.discriminant import Linear
@@ -23,7 +23,7 @@ _WINDOWS = (19, 7)  # observations that are averaged: the larger window where ``
 _LEAST = 50
 _PERMUTATIONS = 19  # a level of 5 %
 _SAMPLE = 20_000  # observations that mixtures are fitted to; noise hardly varies in more
-_STARTS, _TREE = 6, 1000
+_STARTS, _TREE = 6, 500
 _TOLERANCE = 1.0  # of the edge-preserving means
 _PROBES = 1000  # observations around which residuals are correlated
 _RINGS = (1, 7, 19, 37, 61, 91, 127)  # observations within so many rings of a hexagonal lattice
@@ -64,16 +64,22 @@ def _lowest_bic(
 ) -> Choice:
     """Number in ``ks`` with the lowest BIC of tied mixtures.
 
+    A mixture started alone ends far from its highest likelihood; merged from larger ones, it hardly depends on chance.
     Averaging and tissue make neighbours alike: the effective sample size is the number of observations over the sum of
     the autocorrelation of the residuals (Bartlett 1946), measured at the largest number tried.
     """
-    fitted = [_TiedMixtures(z, ks, rng) for _ in range(_STARTS)]
-    size = n / max(window, float(np.mean([_autocorrelation(m.residuals(z), samples) for m in fitted])))
+    rows = some_rows(len(z), _SAMPLE, rng)
+    z = Whitening.of(z[rows])(z)
+    part = z[rows]
+    paths = [_merged_mixtures(part, ks, rng) for _ in range(_STARTS)]
+    best = [max(mixtures, key=attrgetter("loglik")) for mixtures in zip(*paths, strict=True)]
+    for i in range(len(ks) - 2, -1, -1):  # a path may go on from the best mixture of another
+        best[i] = max(best[i], _TiedMixture(part, best[i + 1].merged(part)), key=attrgetter("loglik"))
+    size = n / max(window, _autocorrelation(best[-1].residuals(z), samples))
     n_params = np.array(ks) * (z.shape[1] + 1) - 1
-    bic = -2 * size * np.mean([m.loglik for m in fitted], axis=0) + n_params * np.log(max(size, 2.0))
-    pairs = np.tril_indices(_STARTS, -1)
-    some = z[some_rows(len(z), 3000, rng)]
-    partitions = zip(*(m.partitions(some) for m in fitted), strict=True)
+    bic = n_params * np.log(max(size, 2.0)) - 2 * size * np.array([mixture.loglik for mixture in best])
+    pairs, some = np.tril_indices(_STARTS, -1), part[some_rows(len(part), 3000, rng)]
+    partitions = ([mixture.model(some).argmax(axis=1) for mixture in mixtures] for mixtures in zip(*paths, strict=True))
     stability = [float(pairwise_rand_index(p)[pairs].mean()) for p in partitions]
     return ks[1 + int(bic[1:].argmin())], {"n_segments": list(ks), "stability": stability, "bic": bic.tolist()}
 
@@ -108,39 +114,41 @@ def _spatial_components(
     return (x @ axes).astype(np.float32), np.asarray(z @ axes, dtype=np.float64)
 
 
-class _TiedMixtures:
-    """Tied mixtures for each number of classes, started from Ward's tree of a random half of the observations."""
+class _TiedMixture:
+    """Tied mixture of whitened ``z`` by EM from classes or memberships; ``loglik`` is that of an observation."""
 
-    def __init__(self, z: Floats, ks: Sequence[int], rng: np.random.Generator) -> None:
-        part = z[some_rows(len(z), _SAMPLE, rng)]
-        self.whiten = Whitening.of(part)
-        part = self.whiten(part)
-        sample = part[some_rows(len(part), min(max(len(part) // 2, ks[-1] + 1), _TREE), rng)]
-        cuts = cut_tree(linkage(sample, "ward"), list(ks))
-        self.models: list[Linear] = []
-        self.loglik: list[float] = []
-        scale = np.linalg.slogdet(self.whiten.matrix)[1]
-        for labels, k in zip(cuts.T, ks, strict=True):
-            self.models.append(fit_tied(part, logits_of_labels(sample, labels, k), max_iter=50))
-            logits = self.models[-1](part)
-            total = logsumexp(logits, axis=1, keepdims=True)
-            within = tied_moments(part, np.exp(logits - total))[2]
-            precision = np.linalg.inv(within)
-            distance = np.einsum("nd,de,ne->n", part, precision, part)
-            self.loglik.append(float((total[:, 0] - distance / 2).mean() - np.linalg.slogdet(within)[1] / 2 + scale))
-        self.precision_root = np.linalg.cholesky(precision)  # root of the precision matrix of the largest mixture
+    def __init__(self, z: Floats, start: Linear | Floats) -> None:
+        self.model = fit_tied(z, start, max_iter=50)
+        logits = self.model(z)
+        total = logsumexp(logits, axis=1, keepdims=True)
+        self.mass, self.means, within = tied_moments(z, np.exp(logits - total))
+        self.precision = np.linalg.inv(within)
+        distance = np.einsum("nd,de,ne->n", z, self.precision, z)
+        self.loglik = float((total[:, 0] - distance / 2).mean() - np.linalg.slogdet(within)[1] / 2)
 
-    def partitions(self, z: Floats) -> list[Ints]:
-        z = self.whiten(z)
-        return [model(z).argmax(axis=1) for model in self.models]
+    def merged(self, z: Floats) -> Floats:
+        """Memberships after the merger of the two classes that raises the variance within classes least (Ward)."""
+        share = softmax(self.model(z), axis=1)
+        i, j = np.tril_indices(len(self.mass), -1)
+        apart, mass = self.means[i] - self.means[j], self.mass + 1e-9
+        rise = np.einsum("pd,de,pe->p", apart, self.precision, apart) * mass[i] * mass[j] / (mass[i] + mass[j])
+        share[:, j[rise.argmin()]] += share[:, i[rise.argmin()]]
+        return np.delete(share, i[rise.argmin()], axis=1)
 
     def residuals(self, z: Floats) -> Floats:
-        """Residuals of the largest mixture, of unit variance."""
-        z = self.whiten(z)
-        logits = self.models[-1](z)
-        share = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
-        rest = (z - share @ tied_moments(z, share)[1]) @ self.precision_root
+        """Residuals of unit variance."""
+        rest = (z - softmax(self.model(z), axis=1) @ self.means) @ np.linalg.cholesky(self.precision)
         return np.asarray((rest - rest.mean(axis=0)) / (rest.std(axis=0) + 1e-12))
+
+
+def _merged_mixtures(z: Floats, ks: Sequence[int], rng: np.random.Generator) -> list[_TiedMixture]:
+    """Mixtures of 1, 2, ... classes: the largest starts from Ward's tree of a sample, each other by a merger."""
+    sample = z[some_rows(len(z), min(max(len(z) // 2, ks[-1] + 1), _TREE), rng)]
+    labels = cut_tree(linkage(sample, "ward"), ks[-1])[:, 0]
+    mixtures = [_TiedMixture(z, logits_of_labels(sample, labels, ks[-1]))]
+    for _ in ks[1:]:
+        mixtures.insert(0, _TiedMixture(z, mixtures[0].merged(z)))
+    return mixtures
 
 
 def _autocorrelation(residuals: Floats, samples: Sequence[_Sample]) -> float:
