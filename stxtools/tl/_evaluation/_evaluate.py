@@ -56,7 +56,8 @@ def evaluate(
     """Benchmark models on held-out tissue, over folds, seeds and noise levels.
 
     Labels of test observations are removed before models see the data; expression and coordinates stay. Genes and
-    components are selected without labels, and with ``scheme="library"`` from the training sections only.
+    components are selected without labels, and with ``scheme="library"`` from the training sections only. Networks are
+    scaled and pretrained on all sections.
 
     Parameters
     ----------
