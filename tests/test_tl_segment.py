@@ -86,6 +86,16 @@ def test_few_labels_give_the_segments_of_their_classes(make_section, quick_unet)
     assert (adata.obs["segment"].astype(str) == adata.obs["band"].astype(str)).mean() > 0.85
 
 
+def test_labels_that_no_observation_is_predicted_as_are_reported(make_section, quick_unet):
+    adata, rng = make_section(), np.random.default_rng(0)
+    scribble = adata.obs["band"].astype(object).where(rng.random(adata.n_obs) < 0.3)
+    scribble.iloc[rng.choice(adata.n_obs, 3, replace=False)] = "rare"
+    adata.obs["scribble"] = pd.Categorical(scribble)
+    with pytest.warns(UserWarning, match="No observation is predicted as 'rare'"):
+        run(adata, quick_unet, labels_key="scribble")
+    assert not (adata.obs["segment"] == "rare").any()
+
+
 def test_shares_of_classes_correct_few_labels(make_section, quick_unet):
     adata = make_section(rows=30, cols=20)
     band = adata.obs["band"].astype(str)

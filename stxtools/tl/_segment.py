@@ -25,6 +25,7 @@ from stxtools._slots import Slots, categorical, check_free, provenance, put_fram
 from stxtools._spatial.mask import REACH, REACH_SCATTERED, render_mask, tissue_frame
 from stxtools._types import Array, Floats, Ints
 from stxtools._validate import Labels, check_adata, check_key_added, label_classes
+from stxtools._warn import warn
 
 if TYPE_CHECKING:
     from stxtools.models import Segmentation, Segmenter, SegmenterParams
@@ -275,6 +276,8 @@ def _make_slots(
         slots.uns[key]["members"] = pd.DataFrame(weights)
     if not trained:
         return slots
+    if lost := [name for i, name in enumerate(fitted.classes) if not (proba.argmax(axis=1) == i).any()]:
+        warn(f"No observation is predicted as {listing(lost)}: label these classes in more places, or train longer.")
     slots.uns[key]["history"] = pd.DataFrame(fitted.history)
     if len(where.libs) > 1:
         slots.uns[key]["batches"] = pd.DataFrame(
