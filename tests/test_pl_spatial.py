@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import anndata as ad
@@ -247,6 +248,15 @@ def test_region_graph_draws_contact_as_width_and_size_as_area(adata: ad.AnnData)
     assert (np.diff(nodes.get_sizes()) <= 0).all()
     np.testing.assert_allclose(nodes.get_sizes() / nodes.get_sizes()[0], size / size[0])
     assert {"segment", "observations", "contact length"} <= set(_legend_texts(ax))
+
+
+def test_images_of_no_section_are_reported(several: ad.AnnData) -> None:
+    several.uns["spatial"] = {"slide7": {"images": {}, "scalefactors": {}}}
+    with pytest.warns(UserWarning, match="has 'slide7' and none of the sections 'lib0', 'lib1', .*: no image"):
+        st.pl.segment(several)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        st.pl.segment(several, img=False)
 
 
 def test_thousands_of_categories_are_drawn_and_a_gene_is_referred_to_scanpy() -> None:

@@ -21,6 +21,7 @@ from stxtools import _keys
 from stxtools._checks import check_names, listing
 from stxtools._types import Floats, Ints
 from stxtools._validate import array_positions, coordinates, libraries, params_of, spatial_entry, stored_library_key
+from stxtools._warn import warn
 
 from . import _base, _legend
 
@@ -154,6 +155,10 @@ def section_axes(
     scale_bar: float | bool | None, bottom: float = 0.0, figsize: tuple[float, float] | None = None,
 ) -> list[Axes]:  # fmt: skip
     """Return one Axes per section with its image and scale bar: of a new figure that fits the tissue, or ``ax``."""
+    stored, sections = adata.uns.get(_keys.SPATIAL), [panel.library for panel in panels]
+    if img is None and len(panels) > 1 and isinstance(stored, Mapping) and stored and not set(sections) & set(stored):
+        warn(f"`adata.uns['spatial']` has {listing(stored)} and none of the sections {listing(sections)}: no image is "
+             "drawn. Give its keys the names of the sections, or pass `img=False`.")  # fmt: skip
     units = microns_per_unit(adata, panels, scale_bar)
     limits = [panel.limits for panel in panels]
     ratio = float(np.median([(end - top) / (right - left) for left, right, top, end in limits]))
