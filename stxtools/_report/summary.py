@@ -60,9 +60,9 @@ def _segments(adata: AnnData, key: str, params: Mapping[str, Any], slot: Mapping
     table = get.segments(adata, key=key)
     table = table[table["n_obs"] > 0].sort_values("n_obs", ascending=False, kind="stable")
     if params.get("labels_key") is not None:
-        source = f"They follow the labels in obs[{str(params['labels_key'])!r}]."
+        source = f"Segments follow the labels in obs[{str(params['labels_key'])!r}]."
     elif params.get("model") == "given":
-        source = "They are the classes of a trained model."
+        source = "Segments are the classes of a trained model."
     elif "stability" in slot:
         most = int(slot["stability"]["n_segments"].max())  # one segment is chosen by another test
         source = f"Of 2 to {most} this number has the lowest BIC." if most > 1 else "It has no spatial structure."
@@ -136,8 +136,9 @@ def _targets(table: pd.DataFrame) -> list[str]:
     texts = [f"{gene}: {text}" for gene, text in zip(higher["names"], evidence_texts(higher), strict=True) if text]
     listed = "; ".join(texts[:_GENES_LISTED]) + ("; ..." if len(texts) > _GENES_LISTED else "")
     return [
-        f"Of the {_count(len(higher), 'gene')} that are significantly higher, {len(texts) or 'none'} have evidence as "
-        f"targets in {', '.join(joined)}{f' ({listed})' if listed else ''}. A gene without evidence may only be "
+        f"Of the {_count(len(higher), 'gene')} that are significantly higher, {len(texts) or 'none'} "
+        f"{'has' if len(texts) == 1 else 'have'} evidence as targets in {', '.join(joined)}"
+        f"{f' ({listed})' if listed else ''}. A gene without evidence may only be "
         "missing there."
     ]
 
