@@ -55,9 +55,8 @@ def evaluate(
 ) -> AnnData | None:  # fmt: skip
     """Benchmark models on held-out tissue, over folds, seeds and noise levels.
 
-    Labels of test observations are removed before models see the data; expression and coordinates stay. Genes and
-    components are selected without labels, and with ``scheme="library"`` from the training sections only. Networks are
-    scaled and pretrained on all sections.
+    Labels of test observations are hidden from all models; networks also scale and pretrain on their expression.
+    Genes and components are chosen without labels, and with ``scheme="library"`` from the training sections only.
 
     Parameters
     ----------
