@@ -222,6 +222,9 @@ def test_random_regions_of_a_small_one_are_copies_of_it(xy):
         diameters = _diameters(xy, inside)
         assert np.median(diameters) == pytest.approx(_diameters(xy, near[:, None] < 30)[0], rel=0.25)
         assert diameters.max() < 1.5 * np.median(diameters)
+    grid = np.stack(np.meshgrid(np.arange(70), np.arange(70)), axis=-1).reshape(-1, 2).astype(float)
+    large = np.argsort(np.argsort(np.hypot(*(grid - 30).T))) < 300
+    assert _diameters(grid, _labels(grid, large, 20)).max() < 1.5 * _diameters(grid, large[:, None])[0]
     pieces = (near < 15) | (np.argsort(np.argsort(np.hypot(*(xy - xy[near.argmax()]).T))) < 15)
     assert np.ptp(_diameters(xy, _labels(xy, pieces, 50))) > 5.0  # far apart: random fields
     line = xy[near < 30] * [1.0, 0.0] + [100.0, 0.0]  # apart from the others, whose shape it has not

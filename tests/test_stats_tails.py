@@ -184,7 +184,7 @@ def test_patchy_genes_do_not_mark_small_random_regions():
     centres = xy[rng.choice(576, 20, replace=False)]
     labels = [np.argsort(np.argsort(np.hypot(*(xy - centre).T))) < 8 for centre in centres]
     found = region_effects(values, xy, labels, 200, seeds=range(20))
-    too_small, small, discoveries = [], [], []
+    too_small, small, discoveries, powers = [], [], [], []
     for effect in found:
         use = (effect.variance > 0) & (effect.df < 573)  # the null variance is 1 / (df + 1)
         r, df, *moments = (x[use] for x in (effect.effect, effect.df, effect.skewness, effect.kurtosis))
@@ -192,7 +192,9 @@ def test_patchy_genes_do_not_mark_small_random_regions():
         before, after = (t_pvals(t, df) for t in (tails, effect.statistic[use]))
         assert (after >= before * (1 - 1e-9)).all()
         assert (np.diff(after[np.argsort(before)]) >= -1e-12).all()
-        np.testing.assert_allclose(after[before > 0.01], before[before > 0.01], rtol=1e-9)
+        rises = np.log(after[before > 0.01]) / np.log(before[before > 0.01])
+        np.testing.assert_allclose(rises, rises[0], rtol=1e-6)  # one power for all
+        powers.append(rises[0])
         known = effect.variance > 0
         z = effect.effect[known] / np.sqrt(effect.variance[known])
         too_small.append(np.mean(beta_tails(z, effect.skewness[known], effect.kurtosis[known]) <= 0.001))
@@ -202,3 +204,4 @@ def test_patchy_genes_do_not_mark_small_random_regions():
     assert np.mean(too_small) > 0.004
     assert np.mean(small) < 0.002
     assert np.mean(discoveries) < 0.2
+    assert min(powers) < 0.95 < max(powers) <= 1 + 1e-9

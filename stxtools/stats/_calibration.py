@@ -18,7 +18,7 @@ from stxtools._types import Floats, Ints
 
 from ._tails import region_pvals, shrunken_kurtosis
 
-START = 0.01  # p-values above stay
+START = 0.01  # p-values above are raised to the power that calibrates this one
 _LEAST_Z = 2.2  # nearer to 0, p-values are above START, unless there are fewer than 6 degrees of freedom
 _LEAST_Z_ONE_SIDED = 1.5  # on the side of the shorter tail
 _BEYOND = 0.1  # p-values per random region beyond which the tail is extrapolated
@@ -87,12 +87,11 @@ def calibrated(statistic: Floats, df: Floats, mean: Floats, tail: Floats, n_null
         genes, null = np.flatnonzero(stratum == i), tail[of_tail == i, 0]
         null = np.abs(null[null * sign > 0] if one_sided else null)
         part = genes[np.sign(statistic[genes]) == sign]
-        pvals = 2.0 * stats.t.sf(np.abs(statistic[part]), df[part])
-        part, pvals = part[pvals <= START], pvals[pvals <= START]
+        score = -np.log(2.0 * stats.t.sf(np.abs(statistic[part]), df[part]))
         n = n_null * len(genes) / (1 + one_sided)
-        mended = np.exp(-_curve(-np.log(pvals), np.sort(null)[::-1], n, _BEYOND * n_null))
-        # the same to the bit where nothing changes
-        out[part] = np.where(mended > pvals, sign * stats.t.isf(mended / 2.0, df[part]), statistic[part])
+        mended = _curve(score, np.sort(null)[::-1], n, _BEYOND * n_null)
+        part, mended = part[mended < score], mended[mended < score]  # the others stay equal to the bit
+        out[part] = sign * stats.t.isf(np.exp(-mended) / 2.0, df[part])
     return out
 
 
@@ -114,4 +113,5 @@ def _curve(score: Floats, null: Floats, n: float, beyond: float) -> Floats:
     inner = np.interp(score, null[k:][::-1], -np.log(shares[k:])[::-1])
     slope = max(1.0, float(np.mean(null[:k] - null[k])))  # Hill (1975)
     outer = -np.log(shares[k]) + (score - null[k]) / slope
-    return np.minimum(score, np.maximum(np.where(score > null[k], outer, inner), start))
+    below = score * (-np.log(shares[-1]) / start)
+    return np.minimum(score, np.where(score > null[k], outer, np.where(score < start, below, inner)))

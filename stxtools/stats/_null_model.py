@@ -25,7 +25,7 @@ _NUGGETS = np.array([0.0, 0.03, 0.08, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0])
 _MAX_GRID = 1024
 _FIELDS = 4  # random fields simulated at a time
 _BATCH = 64  # labels drawn at a time
-_MOST_COPIED = 200  # observations of a region that is copied
+_MOST_COPIED = 2000  # observations of a region that is copied
 _LARGEST_COPIED = 0.25  # its diameter over the section's extent
 _REACH = 2.5  # spacings; farther from any observation, a position is outside
 _OUTSIDE = 0.2  # share of a copy that may be outside
@@ -183,24 +183,26 @@ def _region_copies(xy: Floats, label: Bools, pairs: LagPairs, rng: np.random.Gen
     Thresholded fields are less compact than a region of little extent. None for others, or if most copies do not fit.
     """
     offsets = xy[label] - xy[label].mean(axis=0)
-    if len(offsets) > _MOST_COPIED or 2.0 * np.hypot(*offsets.T).max() > _LARGEST_COPIED * pairs.extent:
+    n, radius = len(offsets), float(np.hypot(*offsets.T).max())
+    if n > _MOST_COPIED or 2.0 * radius > _LARGEST_COPIED * pairs.extent:
         return None
-    tree = cKDTree(xy)
+    tree, shape = cKDTree(xy), cKDTree(offsets)
 
     def copy() -> Bools | None:
         angle, mirror = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
         turn = np.array([[np.cos(angle), -np.sin(angle)], [mirror * np.sin(angle), mirror * np.cos(angle)]])
-        at = offsets @ turn + xy[rng.integers(len(xy))]
-        k, chosen = 4, np.zeros(0, dtype=np.int64)
-        while len(chosen) < len(at):
-            k = min(2 * k, len(xy))
-            distance, index = tree.query(at, k)
-            if (distance[:, 0] > _REACH * pairs.spacing).mean() > _OUTSIDE:
-                return None
-            by_distance = index.ravel()[np.argsort(distance.ravel(), kind="stable")]
-            chosen = by_distance[np.sort(np.unique(by_distance, return_index=True)[1])]
+        centre = xy[rng.integers(len(xy))]
+        if (tree.query(offsets @ turn + centre)[0] > _REACH * pairs.spacing).mean() > _OUTSIDE:
+            return None
+        reach, needed = radius, np.inf
+        while needed > reach:  # farther observations may be nearer to a part of the region
+            reach = needed if needed < np.inf else 1.5 * reach + _REACH * pairs.spacing
+            near = np.sort(tree.query_ball_point(centre, reach))
+            if len(near) >= n:
+                distance = shape.query((xy[near] - centre) @ turn.T)[0]
+                needed = radius + float(np.partition(distance, n - 1)[n - 1])
         out = np.zeros(len(xy), dtype=bool)
-        out[chosen[: len(at)]] = True
+        out[near[np.argsort(distance, kind="stable")[:n]]] = True
         return out
 
     copies = (copy() for _ in count())
