@@ -225,6 +225,21 @@ def test_first_import_of_lightning_keeps_the_levels_of_loggers() -> None:
     _run(_FIRST_LIGHTNING)
 
 
+_GRAPH_LAYERS = """
+import stxtools as st
+
+adata = st.datasets.synthetic_tissue(200, 12, show_progress=False)
+st.tl.region_graph(adata, "compartment", max_size=20)
+for conv in ("gatv2", "sum"):
+    st.tl.embed(adata, params={"conv": conv, "epochs": 1}, show_progress=False)
+"""
+
+
+def test_code_that_pytorch_geometric_generates_is_not_left_behind(tmp_path) -> None:
+    _run(_GRAPH_LAYERS, TMPDIR=str(tmp_path))
+    assert [path.name for path in tmp_path.glob("*.py")] == []
+
+
 _FIRST_SCIKIT_LEARN = """
 import random, sys
 import stxtools as st

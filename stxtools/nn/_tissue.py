@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -33,6 +35,14 @@ class GatedGATv2(GATv2Conv):
         """Attention times the gate (``edge_attr``)."""
         alpha = super().edge_update(x_j, x_i, None, index, ptr, dim_size)
         return alpha if edge_attr is None else alpha * edge_attr[:, None]
+
+
+def _remove_generated(layer: Any) -> None:
+    """Remove the files of code that PyTorch Geometric generates for a layer, loads, and leaves behind."""
+    for method in (layer.propagate, layer.edge_updater):
+        file = Path(method.__code__.co_filename)
+        if file.parent == Path(tempfile.gettempdir()):
+            file.unlink(missing_ok=True)
 
 
 class Messages(NamedTuple):
@@ -68,6 +78,7 @@ class RegionGNN(nn.Module):
                 self.convs.append(layer)
                 self.skips.append(nn.Linear(a, b))
                 self.norms.append(nn.LayerNorm(b))
+            _remove_generated(type(self.convs[-1]))
 
     def forward(
         self, h: Tensor, edges: Tensor, gate: Tensor | None = None, core: tuple[int, int] | None = None
