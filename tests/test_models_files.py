@@ -234,7 +234,7 @@ def test_trees_whose_nodes_form_a_circle_are_refused(folder: Path, tmp_path: Pat
         "threshold": np.array([0, np.inf, np.inf]), "share": np.full((3, 2), 0.5, np.float32),
         "roots": np.zeros(1, np.int64),
     }  # fmt: skip
-    stack = header["config"]["ensembles"]["biomarker"]["elsewhere"]
+    stack = header["config"]["ensembles"]["biomarker"]["unlabelled"]
     stack["trees"] = {"__kind__": "Trees", **{name: {"__array__": f"trees.{name}"} for name in nodes}}
 
     def write() -> None:
@@ -242,7 +242,7 @@ def test_trees_whose_nodes_form_a_circle_are_refused(folder: Path, tmp_path: Pat
         write_model(tmp_path / "bad", header["kind"], header["config"], content)
 
     write()
-    assert st.models.load(tmp_path / "bad").ensembles["biomarker"].elsewhere.trees(np.ones((4, 1))).shape == (4, 2)
+    assert st.models.load(tmp_path / "bad").ensembles["biomarker"].unlabelled.trees(np.ones((4, 1))).shape == (4, 2)
     nodes["child"][2] = 0  # back to the root: a walk would never end
     write()
     assert "order of walks" in _load_raises("net", tmp_path / "bad", OTHER)
@@ -253,6 +253,17 @@ def test_removed_parameter_in_an_older_file_is_ignored(folder: Path, tmp_path: P
     config = header["config"] | {"params": header["config"]["params"] | {"objective": "masked"}}
     write_model(tmp_path / "older", header["kind"], config, arrays)
     assert st.models.load(tmp_path / "older").params == st.models.load(folder / "net").params
+
+
+def test_older_name_of_the_members_for_unlabelled_sections_is_read(folder: Path, tmp_path: Path) -> None:
+    header, arrays = _header_and_arrays(folder / "net")
+    for ensemble in header["config"]["ensembles"].values():
+        ensemble["elsewhere"] = ensemble.pop("unlabelled")
+    write_model(tmp_path / "older", header["kind"], header["config"], arrays)
+    expected, read = (
+        st.models.load(path).ensembles["biomarker"].unlabelled for path in (folder / "net", tmp_path / "older")
+    )
+    assert read.weights == expected.weights
 
 
 def test_sizes_that_do_not_match_the_arrays_raise_before_allocation(folder: Path, tmp_path: Path) -> None:

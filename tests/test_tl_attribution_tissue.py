@@ -83,7 +83,7 @@ def test_attribution_explains_the_predicting_ridge(tissue, nets):
     net = TissueNet.load(nets[0])
     explainer = _explainer(tissue, nets[0], "classification")
     (section,) = model_features(tissue, None, net).sections(Regions(tissue, "regions", "spatial"))
-    genes = net.ensembles["classification"].elsewhere.genes
+    genes = net.ensembles["classification"].unlabelled.genes
     components = genes.predict(section.by_name, adapt=False)
     assert components.weights["lda"] == 0
     np.testing.assert_allclose(

@@ -31,6 +31,7 @@ _DATACLASSES = {
     "Linear": "ensemble.discriminant", **dict.fromkeys(("Weights", "Stack", "Ensemble"), "ensemble.stacking"),
 }  # fmt: skip
 
+_RENAMED = {"elsewhere": "unlabelled"}  # fields that older files name differently
 _SHAPES = {
     "GeneProjection": {"genes": "g", "mean": "g", "components": "gf", "variance": "f", "gene_scale": "g"},
     "FeatureScaling": {"centre": "f", "scale": "f", "own": "sf", "shared": "sf", "axes": "fa", "error": "s"},
@@ -72,6 +73,7 @@ class ModelFile:
         parts = {name: self.restored(part) for name, part in value.items() if name != _KIND}
         if _KIND not in value:
             return parts
+        parts = {str(_RENAMED.get(name, name)): part for name, part in parts.items()}
         kind = getattr(import_module(f"stxtools.models.{_DATACLASSES[value[_KIND]]}"), value[_KIND])
         for f in fields(kind):
             if f.name in parts:

@@ -76,18 +76,18 @@ class Stack:
 class Ensemble:
     """The members that predict a task."""
 
-    elsewhere: Stack  # in sections without labels; it is saved
+    unlabelled: Stack  # in sections without labels; it is saved
     labelled: Stack | None = None  # in sections with labels; None if they are predicted like the others
 
     def stack(self, codes: Ints | None, coverage: float = 1.0) -> Stack:
         """The members for a section with these labels (-1 none) and this share of the genes that the network reads."""
         if self.labelled is not None and codes is not None and (codes >= 0).any():
             return self.labelled
-        w = self.elsewhere.weights
+        w = self.unlabelled.weights
         if w.genes == 0:
-            return self.elsewhere
+            return self.unlabelled
         weights = replace(w, network=coverage * w.network, genes=w.genes + (1 - coverage) * w.network)
-        return replace(self.elsewhere, weights=weights)
+        return replace(self.unlabelled, weights=weights)
 
 
 @dataclass(frozen=True)

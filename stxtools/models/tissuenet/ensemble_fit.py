@@ -56,7 +56,7 @@ class EnsembleFitter:
         stacked = self._stacked(task, self.with_labels) if {"linear", "trees"} & set(self.with_labels) else None
         if stacked is not None and not self.inductive and all((s.labels[task] >= 0).any() for s in self.sections):
             return stacked  # no section without labels will be predicted
-        labelled = None if stacked is None else stacked.labelled or stacked.elsewhere
+        labelled = None if stacked is None else stacked.labelled or stacked.unlabelled
         if "genes" in self.without_labels:
             one_hot = np.eye(self.training.tasks[task])
             shares = [one_hot[s.labels[task]] for s in self.sections]
@@ -66,7 +66,7 @@ class EnsembleFitter:
             return Ensemble(Stack(weights, genes=genes), labelled)
         if stacked is None or self.without_labels == self.with_labels:
             return stacked or self._stacked(task, self.with_labels)
-        return Ensemble(self._stacked(task, self.without_labels).elsewhere, labelled)
+        return Ensemble(self._stacked(task, self.without_labels).unlabelled, labelled)
 
     def _regression(self) -> Ensemble:
         if "linear" not in self.with_labels:

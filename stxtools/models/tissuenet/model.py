@@ -90,7 +90,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     @property
     def read_genes(self) -> list[str]:
         """Genes of the gene classifiers, of the network and of the components."""
-        lists = [e.elsewhere.genes.moments.genes for e in self.ensembles.values() if e.elsewhere.genes is not None]
+        lists = [e.unlabelled.genes.moments.genes for e in self.ensembles.values() if e.unlabelled.genes is not None]
         lists += [self.genes or [], self.projection.genes if self.projection is not None else []]
         return list(dict.fromkeys(gene for genes in lists for gene in genes))
 
@@ -263,7 +263,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
 
     def unlabelled_stack(self, task: str) -> Stack:
         """Members that predict ``task`` in sections without labels; the network alone if the task has no ensemble."""
-        return self.ensembles.get(task, _NETWORK_ALONE).elsewhere
+        return self.ensembles.get(task, _NETWORK_ALONE).unlabelled
 
     def _stack(self, task: str, s: RegionSection) -> Stack:
         """Members that predict ``task`` in a section; the network has less weight if genes are missing."""
@@ -275,7 +275,7 @@ class TissueNet(BaseModel[TissueNetParams, TissueModule]):
     def _state(self) -> dict[str, Any]:
         state = super()._state()
         state["featurizer"] = {"scaling": self.featurizer.scales, "smoothed": self.featurizer.smoothed}
-        state["ensembles"] = {task: Ensemble(ensemble.elsewhere) for task, ensemble in self.ensembles.items()}
+        state["ensembles"] = {task: Ensemble(ensemble.unlabelled) for task, ensemble in self.ensembles.items()}
         return state
 
     def _read_net(self, file: ModelFile) -> None:

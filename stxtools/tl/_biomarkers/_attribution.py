@@ -85,7 +85,7 @@ def _task_of(model: Any, groups: Sequence[str]) -> str | None:
             f"No task of the model in `attribution_model` has the classes {listing(groups)} ({known or 'none'}); "
             "group by the labels that it was trained on, or name classes of one task in `groups`."
         )
-    if task not in model.ensembles or model.ensembles[task].elsewhere.genes is None:
+    if task not in model.ensembles or model.ensembles[task].unlabelled.genes is None:
         raise ValueError(
             f"The model in `attribution_model` predicts {listing(model.classes[task])} without a linear model of "
             "genes, which attribution needs. Train one with `st.tl.multitask(..., ensemble='auto')`."
@@ -136,7 +136,7 @@ class ModelExplainer:
         if model.expression:  # genes to predict were not read
             self._genes = np.flatnonzero(~adata.var_names.isin(model.expression))
             self._adata = adata[:, self._genes]
-        self._names, classifier = features.names, model.ensembles[task].elsewhere.genes
+        self._names, classifier = features.names, model.ensembles[task].unlabelled.genes
         sections = features.sections(regions)
         return [RidgeAttribution(classifier, s.by_name) for s in sections if s.by_name is not None]
 
