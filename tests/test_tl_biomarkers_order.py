@@ -9,7 +9,7 @@ import scanpy as sc
 from conftest import assert_same, read_back
 from scipy import stats
 from scipy.stats import false_discovery_control, kstest, norm, rankdata
-from test_tl_biomarkers import _section, _smooth, _tested
+from test_tl_biomarkers import _smooth, _tested, smooth_section
 
 import stxtools as st
 
@@ -56,7 +56,7 @@ def _effects(log_ratio: np.ndarray, mean: np.ndarray, share: float) -> np.ndarra
 
 def test_limits_by_hand():
     """Both limits are equally far from the effect on the scale of the test, at the level of the significant genes."""
-    adata = _section(0, n_markers=6, n_vars=40)
+    adata = smooth_section(0, n_markers=6, n_vars=40)
     st.tl.biomarkers(adata, "region", groups=["in"], n_null=60)
     table = adata.uns["biomarkers"].set_index("names")
     mean = sc.pp.normalize_total(adata, copy=True).to_df()[table.index].mean().to_numpy()
@@ -74,7 +74,7 @@ def test_limits_cover_the_fold_changes_of_called_genes():
     """The false coverage rate of smooth sections, nominal 5 %."""
     missed = []
     for seed in range(4):
-        adata = _section(seed, n_markers=30, n_vars=150, fold=2.0)
+        adata = smooth_section(seed, n_markers=30, n_vars=150, fold=2.0)
         st.tl.biomarkers(adata, "region", groups=["in"], n_null=100)
         table = adata.uns["biomarkers"].query("pvals_adj <= 0.05")
         truth = table["names"].isin(adata.var_names[:30]).to_numpy(float)
@@ -88,7 +88,7 @@ def test_limits_cover_the_fold_changes_of_called_genes():
 def test_certain_changes_and_rank_scores_by_hand(design):
     """The formulas of the method page, from counts."""
     n = 1 if design == "one library" else 4
-    adata = ad.concat([_section(s, 5, n_vars=20, side=12, fold=5.0) for s in range(n)])
+    adata = ad.concat([smooth_section(s, 5, n_vars=20, side=12, fold=5.0) for s in range(n)])
     library = adata.obs["library"].to_numpy()
     group = (adata.obs["region"] == "in").to_numpy()
     if design == "between":
@@ -151,7 +151,7 @@ def test_biomarker_score_is_the_largest_certain_change(tested):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_significant_genes_are_first_and_last_in_the_table(seed):
-    adata = _section(20 + seed, n_markers=3 * seed, side=14, fold=6.0)
+    adata = smooth_section(20 + seed, n_markers=3 * seed, side=14, fold=6.0)
     left = adata.obsm["spatial"][:, 0] < 650
     adata.obs["kind"] = np.where(adata.obs["region"] == "in", "in", np.where(left, "b", "c"))
     for groupby in ("region", "kind"):
@@ -188,7 +188,7 @@ def test_scanpy_functions_read_the_table(tested, tmp_path):
 
 def test_groups_with_a_colon_survive_files(tmp_path):
     """QuPath joins nested classes by one, which zarr cannot store in a record."""
-    adata = _section(0, n_markers=6, n_vars=40)
+    adata = smooth_section(0, n_markers=6, n_vars=40)
     adata.obs["region"] = adata.obs["region"].map({"in": "Tumor: DCIS", "out": "Tumor_ DCIS"}).astype("category")
     st.tl.biomarkers(adata, "region", groups=["Tumor: DCIS", "Tumor_ DCIS"], n_null=60)
     for back in read_back(adata, tmp_path):
@@ -236,7 +236,7 @@ def test_one_sided_table_by_hand(tested, alternative, sign, tmp_path):
 
 def test_one_sided_p_values_of_random_regions_are_uniform():
     """Regions that no gene marks; the p-values of the other side are one minus these."""
-    adata, rng, found = _section(5, side=24, n_vars=40), np.random.default_rng(1), []
+    adata, rng, found = smooth_section(5, side=24, n_vars=40), np.random.default_rng(1), []
     for _ in range(25):
         field = _smooth(adata.obsm["spatial"] / 100, 5.0, rng)
         adata.obs["null"] = np.where(field > np.quantile(field, 0.7), "in", "out")
