@@ -21,7 +21,7 @@ from stxtools._data.sections import Geometry, make_sections
 from stxtools._progress import FEATURES, progress_bar, stage
 from stxtools._slots import Slots, check_free, provenance, put_frame
 from stxtools._types import Floats32
-from stxtools._validate import Labels, check_adata, check_key_added, genes_to_predict, label_classes, subjects_of
+from stxtools._validate import check_adata, check_key_added, genes_to_predict, label_classes, subjects_of
 from stxtools._warn import warn
 
 if TYPE_CHECKING:
@@ -125,7 +125,12 @@ def multitask(
 
     fitted = _new_model(params, ensemble) if applied is None else applied
     regions = Regions(adata, regions_key, spatial_key, library_key)
-    _check_within(regions, labels, columns)
+    for task, (codes, names) in labels.items():
+        if len(inside := np.unique(codes[(codes >= 0) & (regions.region >= 0)])) < 2:
+            raise ValueError(
+                f"Within the regions, `adata.obs[{columns[task]!r}]` labels {listing(names[i] for i in inside)} of its "
+                f"classes {listing(names)}; two at least are needed. Label observations that lie in a region."
+            )
     libs, subjects = regions.where.libs, [None] * len(regions.where.libs)
     if subject_key is not None:
         subjects = subjects_of(adata, libs, check_key("subject_key", subject_key)).codes.tolist()
@@ -194,16 +199,6 @@ def _columns(biomarker_key: str | None, region_key: str | None, *, required: boo
     if columns and biomarker_key == region_key:
         raise ValueError(f"`biomarker_key` and `region_key` are both {region_key!r}; name two different columns.")
     return columns
-
-
-def _check_within(regions: Regions, labels: dict[str, Labels], columns: dict[str, str]) -> None:
-    """Raise unless two classes of each column are labelled within regions."""
-    for task, (codes, names) in labels.items():
-        if len(inside := np.unique(codes[(codes >= 0) & (regions.region >= 0)])) < 2:
-            raise ValueError(
-                f"Within the regions, `adata.obs[{columns[task]!r}]` labels {listing(names[i] for i in inside)} of its "
-                f"classes {listing(names)}; two at least are needed. Label observations that lie in a region."
-            )
 
 
 def _student_slots(

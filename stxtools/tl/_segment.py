@@ -86,6 +86,7 @@ def segment(
     >>> st.tl.segment(adata, n_segments=4)
     """
     check_adata(adata, min_obs=10, layer=layer, copy=copy, genes=True)
+    labels = None if labels_key is None else label_classes(adata, labels_key, "labels_key")
     key, random_state = check_key_added(key_added, _keys.SEGMENT), check_seed(random_state)
     if save_model is not None:
         check_writable(save_model, "save_model")
@@ -98,7 +99,8 @@ def segment(
             raise ValueError(f"`model=` applies a trained model as it is; drop {', '.join(given)}.")
     if pretrained is not None and use_rep is not None:
         raise ValueError("`pretrained=` brings its own representation; drop `use_rep=`.")
-    labels = None if labels_key is None else _labels(adata, labels_key, key, n_segments)
+    if labels is not None:
+        _check_labels(labels, labels_key, key, n_segments)
     shares = None if class_shares is None else _class_shares(class_shares, labels)
     if abstain_below is not None:
         check_number("abstain_below", abstain_below, minimum=0, maximum=1)
@@ -192,16 +194,14 @@ def _class_shares(class_shares: Mapping[str, float], labels: Labels | None) -> F
     return shares / total
 
 
-def _labels(adata: AnnData, labels_key: str, key: str, n_segments: int | None) -> Labels:
-    """Return the classes of the labels, checked to be as many as asked for and not overwritten by the result."""
-    labels = label_classes(adata, labels_key, "labels_key")
+def _check_labels(labels: Labels, labels_key: str | None, key: str, n_segments: int | None) -> None:
+    """Refuse labels that the result would overwrite, or whose classes are not as many as asked for."""
     if labels_key == key:
         raise ValueError(f"The result would overwrite the labels in `adata.obs[{key!r}]`; pass `key_added=`.")
     if n_segments not in {None, len(labels.names)}:
         raise ValueError(
             f"`n_segments={n_segments}` but `adata.obs[{labels_key!r}]` has {len(labels.names)} classes; drop one."
         )
-    return labels
 
 
 def _given_segmenter(model: Any, pretrained: Any, params: Any, image_key: str | None) -> Segmenter:
