@@ -251,12 +251,14 @@ def test_region_graph_draws_contact_as_width_and_size_as_area(adata: ad.AnnData)
 
 
 def test_images_of_no_section_are_reported(several: ad.AnnData) -> None:
-    several.uns["spatial"] = {"slide7": {"images": {}, "scalefactors": {}}}
-    with pytest.warns(UserWarning, match="has 'slide7' and none of the sections 'lib0', 'lib1', .*: no image"):
+    several.uns["spatial"] = {"slide7": {"images": {"hires": np.ones((4, 4, 3))}, "scalefactors": {}}}
+    with pytest.warns(UserWarning, match="images of 'slide7' and none of the sections 'lib0', 'lib1', .*: no image"):
         st.pl.segment(several)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         st.pl.segment(several, img=False)
+        several.uns["spatial"] = {"slide7": {"metadata": {"unit": "micron"}}}
+        st.pl.segment(several)
 
 
 def test_thousands_of_categories_are_drawn_and_a_gene_is_referred_to_scanpy() -> None:

@@ -156,9 +156,11 @@ def section_axes(
 ) -> list[Axes]:  # fmt: skip
     """Return one Axes per section with its image and scale bar: of a new figure that fits the tissue, or ``ax``."""
     stored, sections = adata.uns.get(_keys.SPATIAL), [panel.library for panel in panels]
-    if img is None and len(panels) > 1 and isinstance(stored, Mapping) and stored and not set(sections) & set(stored):
-        warn(f"`adata.uns['spatial']` has {listing(stored)} and none of the sections {listing(sections)}: no image is "
-             "drawn. Give its keys the names of the sections, or pass `img=False`.")  # fmt: skip
+    names = [] if img is not None or len(panels) < 2 or not isinstance(stored, Mapping) else list(stored)
+    pictured = [name for name in names if spatial_entry(adata, name)[_keys.IMAGES]]
+    if pictured and not set(sections) & set(names):
+        warn(f"`adata.uns['spatial']` has images of {listing(pictured)} and none of the sections {listing(sections)}: "
+             "no image is drawn. Give its keys the names of the sections, or pass `img=False`.")  # fmt: skip
     units = microns_per_unit(adata, panels, scale_bar)
     limits = [panel.limits for panel in panels]
     ratio = float(np.median([(end - top) / (right - left) for left, right, top, end in limits]))
