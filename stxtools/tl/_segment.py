@@ -277,7 +277,8 @@ def _make_slots(
     if not trained:
         return slots
     if lost := [name for i, name in enumerate(fitted.classes) if not (proba.argmax(axis=1) == i).any()]:
-        warn(f"No observation is predicted as {listing(lost)}: label these classes in more places, or train longer.")
+        warn(f"No observation is predicted as {listing(lost)}: label these classes in more places, or raise `epochs` "
+             "in `params`.")  # fmt: skip
     slots.uns[key]["history"] = pd.DataFrame(fitted.history)
     if len(where.libs) > 1:
         slots.uns[key]["batches"] = pd.DataFrame(
