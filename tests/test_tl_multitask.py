@@ -264,6 +264,18 @@ def test_members_for_other_subjects_are_chosen_on_held_out_subjects(quick_net, t
         st.tl.multitask(new, None, "labels", model=path, subject_key="subject", **ON_CPU)
 
 
+@pytest.mark.parametrize("key", ["subject_key", "expression_key"])
+def test_genes_are_learned_from_one_subject_or_one_of_several_sections(make_section, quick_net, key, tmp_path):
+    """Without others to hold out, the penalty is fixed."""
+    adata = make_section("square", 10, 8, libraries=3)
+    adata.obs["donor"], adata.obs["first"] = "p", (adata.obs["library"] == "lib0").to_numpy()
+    st.tl.region_graph(adata, "band", library_key="library", max_size=20)
+    how = {"params": quick_net | {"unet": False}, "save_model": tmp_path / "net.stx", **ON_CPU}
+    columns = {"subject_key": "donor", "expression_key": "first"}
+    st.tl.multitask(adata, None, "band", expression=["gene3"], **{key: columns[key]}, **how)
+    assert np.isfinite(adata.obsm["expression_pred"].to_numpy()).all()
+
+
 def test_network_that_has_not_converged_has_no_weight(line):
     untrained = QUICK_NET | {"lr": 1e-12, "epochs": 2, "pretrain": "none"}
     with pytest.warns(UserWarning, match=r"has not converged.*weight in the ensemble is 0"):

@@ -68,7 +68,7 @@ def linear_regression(inp: LinearInput, values: Floats, known: Bools, rng: np.ra
     rows = sampled(np.flatnonzero(known))
     folds = PredefinedSplit(deal_folds(inp.group[rows], rng))
     several = folds.get_n_splits() > 1
-    penalties = (10.0, 100.0, 1000.0, 10000.0) if several else (100.0,)
+    penalties = [10.0, 100.0, 1000.0, 10000.0] if several else [100.0]
     model = RidgeCV(penalties, cv=folds if several else None, scoring="neg_mean_squared_error")
     fitted = model.fit(inp.z[rows].astype(np.float64), values[rows])
     coef = np.asarray(fitted.coef_, dtype=np.float64).reshape(values.shape[1], -1).T
