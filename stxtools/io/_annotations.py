@@ -220,8 +220,8 @@ def _parse_geojson(text: str, path: Path) -> GeoDataFrame:
         shapes["name"] = shapes["name"].mask(shapes["name"].str.endswith("*"))  # which classes QuPath ignores
     if shapes.empty or shapes["name"].isna().all():
         raise ValueError(
-            f"{str(path)!r} holds {len(features)} features, none of them an annotation with a class or a name; set the "
-            "class of the annotations in QuPath."
+            f"{str(path)!r} holds {len(features)} features, none of them an annotation with a class or a name (names "
+            "that end in * give no label); set the class of the annotations in QuPath."
         )
     return shapes
 
