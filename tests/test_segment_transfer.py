@@ -196,6 +196,15 @@ def test_labels_of_one_class_in_each_library_do_not_drown_the_model(of_patients)
     assert np.mean(gains) > -0.05  # -0.08 if labels of one class measure the model
 
 
+def test_section_labelled_throughout_as_one_class_is_that_class(make_section, trained):
+    adata = make_section(seed=6, libraries=2)
+    second = (adata.obs["library"] == "lib1").to_numpy()
+    adata.obs["labels"] = np.where(second, "c", np.where(np.arange(adata.n_obs) % 9 == 0, adata.obs["band"], None))
+    st.tl.segment(adata, model=trained, labels_key="labels", library_key="library", **ON_CPU)
+    assert (adata.obs["segment"][second] == "c").all()
+    assert (adata.obs["segment"].astype(str) == adata.obs["band"].astype(str))[~second].mean() > 0.9
+
+
 def test_labels_with_a_model_trained_without_labels_are_an_error(make_section, quick_unet, tmp_path):
     adata = make_section()
     st.tl.segment(adata, 3, params=quick_unet, save_model=tmp_path / "m.stx", **ON_CPU)

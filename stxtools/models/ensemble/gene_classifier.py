@@ -268,8 +268,8 @@ class _MemberLogits:
             n, known = len(logits), labels >= 0
             first = self.components.reshape(n, 2, -1)[:, :, : max(n // (4 * SIZES[0]), 1)].reshape(n, -1)
             right, chance = float((logits[known].argmax(axis=1) == labels[known]).mean()), 1 / logits.shape[1]
-            if np.ptp(labels[known]) == 0:  # labels of one class say little about the model: they are often its errors
-                right = 1.0
+            if np.ptp(labels[known]) == 0:  # of one class: often errors that say little of the rest
+                right = 1 - float(known.mean()) * (1 - right)
             logits = _cotrained(logits, first, labels, prior=weight * max(right - chance, 0.0) / (1 - chance))
         elif adapts:
             logits = _cotrained(logits, self.components)
