@@ -93,5 +93,5 @@ def test_markers_of_sections_that_were_segmented_by_themselves_are_not_protected
         part.obs["section"] = name
         parts.append(part)
     both = ad.concat(parts, uns_merge="same", index_unique="-")
-    with pytest.warns(UserWarning, match="not protected: they were found in single sections"):
+    with pytest.warns(UserWarning, match="found in single sections.*segment these together with `library_key=`"):
         st.tl.biomarkers(both, "segment", library_key="section", n_null=50, show_progress=False)

@@ -109,7 +109,8 @@ def _split(
         try:
             check_one_section(adata.obs, coordinates(adata, str(params.get("spatial_key", _keys.SPATIAL))), None)
         except ValueError as err:
-            raise CannotSplit("they were found in single sections, which were joined since") from err
+            why = "they were found in single sections, joined since: segment these together with `library_key=`"
+            raise CannotSplit(why) from err
     read_from = layer if layer is not None or "layer" not in params else str(params["layer"])
     if read_from is not None:
         check_in(adata, "layers", read_from, "layer")
