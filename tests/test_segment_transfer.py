@@ -196,6 +196,17 @@ def test_labels_of_one_class_in_each_library_do_not_drown_the_model(of_patients)
     assert np.mean(gains) > -0.05  # -0.08 if labels of one class measure the model
 
 
+def test_confidence_rises_with_the_accuracy_that_labels_bring(of_patients):
+    """The agreement of the members, which does not know the labels, is 0.16 below the accuracy."""
+    gaps = []
+    for seed in (11, 12, 13):
+        adata, known = patient(seed), np.random.default_rng(seed).random(224) < 0.2
+        adata.obs["labels"] = adata.obs["band"].astype(object).where(known)
+        st.tl.segment(adata, model=of_patients, labels_key="labels", **ON_CPU)
+        gaps.append(accuracy(adata[~known]) - adata.obs["segment_confidence"][~known].mean())
+    assert -0.02 < np.mean(gaps) < 0.12
+
+
 def test_section_labelled_throughout_as_one_class_is_that_class(make_section, trained):
     adata = make_section(seed=6, libraries=2)
     second = (adata.obs["library"] == "lib1").to_numpy()

@@ -57,7 +57,9 @@ class Prediction:
 
     logits: Floats
     weights: dict[str, float]
-    agreement: float | None  # share of the observations for which both members predict one class; None if they are few
+    # share of the observations for which both members predict one class, or its mean with the accuracy on labels; None
+    # if they are few
+    agreement: float | None
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,7 @@ class _MemberLogits:
         this ``weight``, and each feature of the components has two independent neighbourhoods.
         """
         few = len(self.ridge) < _AGREEMENT_FROM
+        agreement = None if few else _agreement(self.ridge, self.lda)
         if with_lda is None:
             refined = self.ridge if few else _cotrained(self.ridge, self.components, prior=0.0)
             with_lda = few or _agreement(refined, self.lda) > _agreement(self.ridge, self.lda)
@@ -271,10 +274,12 @@ class _MemberLogits:
             if np.ptp(labels[known]) == 0:  # of one class: often errors that say little of the rest
                 right = 1 - float(known.mean()) * (1 - right)
             logits = _cotrained(logits, first, labels, prior=weight * max(right - chance, 0.0) / (1 - chance))
+            if agreement is not None:  # of the members before they learn from the labels, which they fit too well
+                agreement = (agreement + float((logits[known].argmax(axis=1) == labels[known]).mean())) / 2
         elif adapts:
             logits = _cotrained(logits, self.components)
         weights = {"ridge": 1.0, "lda": float(with_lda), "adaptation": float(adapts)}
-        return Prediction(logits, weights, None if few else _agreement(self.ridge, self.lda))
+        return Prediction(logits, weights, agreement)
 
 
 def _cotrained(logits: Floats, components: Floats, labels: Ints | None = None, *, prior: float = 1.0) -> Floats:

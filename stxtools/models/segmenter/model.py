@@ -330,7 +330,7 @@ class Segmenter(BaseModel[SegmenterParams, SegmentationNet]):
             if prediction.agreement is not None:
                 sample = share[evenly_spread(len(share), _CALIBRATED)]
                 temperature = matching_temperature(sample, prediction.agreement)
-                if not self.gene_classifier.alone:  # members share errors, so the accuracy may be lower
+                if known is None and not self.gene_classifier.alone:  # members share errors: accuracy may be lower
                     temperature = max(temperature, 1.0)
             out.append(Segmentation(tempered(share, temperature), features.numpy()[member], prediction.weights))
         net.to("cpu")
