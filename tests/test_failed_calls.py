@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import assert_same
+from scipy.spatial import cKDTree
 
 import stxtools as st
 
@@ -70,24 +70,28 @@ def test_interrupt_changes_neither_anndata_nor_signal_handler(
 
 
 def test_interrupted_search_of_neighbours_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that go on write into memory that is freed, which crashes Python."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # many would have finished before the interrupt
-    xy = np.random.default_rng(0).random((300_000, 2))
-    adata = ad.AnnData(np.zeros((len(xy), 1), np.float32), obsm={"spatial": xy})
-    running = threading.active_count()
+    """Threads that go on write into memory that is freed, which crashes Python; scipy's own do."""
+    at_work: list[int] = []
 
-    def interrupt() -> None:
-        while threading.active_count() < running + 2:  # this one, and one that searches
-            time.sleep(1e-3)
-        time.sleep(0.02)  # until all are at work
-        os.kill(os.getpid(), signal.SIGINT)
+    class Tree(cKDTree):  # type: ignore[misc]
+        def query(self, *args: Any, workers: int = 1, **kwargs: Any) -> Any:
+            assert workers == 1
+            at_work.append(threading.get_ident())
+            third = len(at_work) == 3  # all threads have started
+            time.sleep(0.1)
+            if third:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            return super().query(*args, **kwargs)
 
-    watcher = threading.Thread(target=interrupt, daemon=True)
-    watcher.start()
+    monkeypatch.setattr("stxtools._spatial.points.cKDTree", Tree)
+    xy = np.random.default_rng(0).random((30_000, 2))
+    adata, running = ad.AnnData(np.zeros((len(xy), 1), np.float32), obsm={"spatial": xy}), threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         st.pp.rasterize(adata)
-    watcher.join()
+    assert at_work
+    assert threading.main_thread().ident not in at_work
     assert threading.active_count() == running
+    assert not adata.uns
 
 
 def test_interrupted_distillation_leaves_no_file(
